@@ -1,0 +1,172 @@
+"""What happens in a run.
+
+A `Fact` happened: it is journaled, folded into the run's state, and never taken back. A `Delta` is provisional news
+for whoever watches: its text becomes true when the `Replied` fact of its turn arrives, and only facts decide anything.
+The last item of a run's events is `Ended` or `Failed`.
+
+As JSON each event is an object whose `type` is the class name in snake case (`text_delta`, `tool_finished`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from treadle.values.messages import AssistantMessage, Message, ToolMessage
+from treadle.values.request import Finish
+from treadle.values.usage import Usage
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Asked",
+    "Delta",
+    "Ended",
+    "ErrorRecord",
+    "Event",
+    "Fact",
+    "Failed",
+    "Replied",
+    "StopReason",
+    "TextDelta",
+    "ThinkingDelta",
+    "ToolCallDelta",
+    "ToolFinished",
+    "ToolStarted",
+]
+
+SCHEMA_VERSION = 1
+"""Version of the events' JSON. It grows when a field changes its meaning or goes; new fields and events may come."""
+
+StopReason: TypeAlias = Literal[
+    "end",
+    "max_turns",
+    "output_limit",
+    "reasoning_limit",
+    "deadline",
+    "cancelled",
+    "refused",
+    "loop_detected",
+    "tool_failures",
+    "waiting_approval",
+]
+"""How a healthy run may end."""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Fact(Struct, frozen=True, kw_only=True, gc=False, tag_field="type", tag=_snake, omit_defaults=True):
+    """Something that happened."""
+
+
+class Delta(Struct, frozen=True, kw_only=True, gc=False, tag_field="type", tag=_snake, omit_defaults=True):
+    """A piece of a reply that is still being written.
+
+    Attributes:
+        turn: The model turn, from 1.
+        attempt: The attempt at that turn, from 1.
+    """
+
+    turn: int
+    attempt: int = 1
+
+
+class TextDelta(Delta, frozen=True, kw_only=True, gc=False):
+    """More text of the answer."""
+
+    text: str
+
+
+class ThinkingDelta(Delta, frozen=True, kw_only=True, gc=False):
+    """More reasoning."""
+
+    text: str
+
+
+class ToolCallDelta(Delta, frozen=True, kw_only=True, gc=False):
+    """More of a call that the model is writing. For display: never execute from it.
+
+    Attributes:
+        position: The call's place in its turn, from 0. The first delta of a position begins that call.
+        name: The tool's name, as far as known.
+        arguments: The next characters of the arguments' JSON.
+    """
+
+    position: int
+    name: str
+    arguments: str
+
+
+class Asked(Fact, frozen=True, kw_only=True, gc=False):
+    """A run began with these messages: the history, then the prompt."""
+
+    run_id: str
+    model: str
+    messages: tuple[Message, ...]
+    schema: int = SCHEMA_VERSION
+
+
+class Replied(Fact, frozen=True, kw_only=True, gc=False):
+    """The model finished a turn, and said why."""
+
+    turn: int
+    message: AssistantMessage
+    finish: Finish
+    finish_said: str | None = None
+    usage: Usage = Usage()
+    model: str | None = None
+    attempt: int = 1
+
+
+class ToolStarted(Fact, frozen=True, kw_only=True, gc=False):
+    """A call passed validation and its tool was started. (run, turn, position) names the call for ever."""
+
+    turn: int
+    position: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolFinished(Fact, frozen=True, kw_only=True, gc=False):
+    """A call has its result. Without a `ToolStarted` before it, the call was refused or invalid and nothing ran."""
+
+    turn: int
+    position: int
+    result: ToolMessage
+
+
+class ErrorRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """An error as data: the exception's class name, message and hint. Holds no server's words and no secrets."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+class Ended(Fact, frozen=True, kw_only=True, gc=False):
+    """The run (or this segment of it) ended in a way that has a name.
+
+    Attributes:
+        partial: What the model had written of a turn that was cut short; None if the last turn is whole.
+    """
+
+    stop_reason: StopReason
+    partial: AssistantMessage | None = None
+
+
+class Failed(Fact, frozen=True, kw_only=True, gc=False):
+    """The run ended with an error, which the iterator and `run` raise after this.
+
+    Attributes:
+        partial: What the model had written of the turn that failed; None if it had written nothing.
+    """
+
+    error: ErrorRecord
+    partial: AssistantMessage | None = None
+
+
+Event: TypeAlias = Fact | Delta

@@ -1,0 +1,140 @@
+"""One message model for every provider.
+
+A conversation is a sequence of `UserMessage`, `AssistantMessage`, `ToolMessage` and (inside a history) `SystemMessage`.
+Parallel calls of a turn stay in one assistant message, with their text, in the order the model wrote them; each is
+followed by its `ToolMessage`, in call order. `treadle.messages_to_json` and `messages_from_json` carry them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from treadle.errors import HistoryError
+
+__all__ = [
+    "AssistantMessage",
+    "Message",
+    "Part",
+    "SystemMessage",
+    "Text",
+    "Thinking",
+    "ToolCall",
+    "ToolMessage",
+    "UserMessage",
+    "messages_from_json",
+    "messages_to_json",
+]
+
+
+class Text(Struct, frozen=True, gc=False, tag_field="type", tag="text"):
+    """Text the model wrote for the reader."""
+
+    text: str
+
+
+class Thinking(Struct, frozen=True, gc=False, tag_field="type", tag="thinking", omit_defaults=True):
+    """Reasoning the server showed.
+
+    Attributes:
+        text: The reasoning itself.
+        source: Where the server put it, so that it can go back the same way: `reasoning_content`, `reasoning`
+            (fields of the message) or `content` (between `<think>` tags, inside the text).
+        raw: For `content`: the exact characters, tags and surrounding blanks included.
+    """
+
+    text: str
+    source: Literal["reasoning_content", "reasoning", "content"] = "reasoning_content"
+    raw: str | None = None
+
+
+class ToolCall(Struct, frozen=True, gc=False, tag_field="type", tag="tool_call"):
+    """A call the model asked for.
+
+    Attributes:
+        id: The server's id, or one we made when it sent none or sent one twice in a turn.
+        name: The tool's name as the model wrote it.
+        arguments: The arguments exactly as the model wrote them; may not be valid JSON.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+Part: TypeAlias = Text | Thinking | ToolCall
+
+
+class SystemMessage(Struct, frozen=True, gc=False, tag_field="role", tag="system"):
+    """Instructions inside a history. An agent's own instructions are not part of its messages."""
+
+    content: str
+
+
+class UserMessage(Struct, frozen=True, gc=False, tag_field="role", tag="user"):
+    """What the user said."""
+
+    content: str
+
+
+class AssistantMessage(Struct, frozen=True, gc=False, tag_field="role", tag="assistant"):
+    """One model turn: text, reasoning and calls, in the order they came."""
+
+    content: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text for part in self.content if type(part) is Text)
+
+    @property
+    def thinking(self) -> str:
+        """The reasoning parts, joined."""
+        return "".join(part.text for part in self.content if type(part) is Thinking)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls, in order."""
+        return tuple(part for part in self.content if type(part) is ToolCall)
+
+
+class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", omit_defaults=True):
+    """The result of one call.
+
+    Attributes:
+        call_id: The `ToolCall.id` this answers.
+        name: The tool's name.
+        content: What the model reads; cut to head and tail if it was long.
+        is_error: The call failed, was refused or was interrupted; `content` says how.
+        full: The whole result when `content` is a cut one, up to 10 MB; else None.
+    """
+
+    call_id: str
+    name: str
+    content: str
+    is_error: bool = False
+    full: str | None = None
+
+
+Message: TypeAlias = UserMessage | AssistantMessage | ToolMessage | SystemMessage
+
+_decoder = msgspec.json.Decoder(tuple[Message, ...])
+
+
+def messages_to_json(messages: tuple[Message, ...] | list[Message]) -> bytes:
+    """The conversation as one JSON array, byte-stable: the same messages give the same bytes."""
+    return msgspec.json.encode(messages)
+
+
+def messages_from_json(data: bytes | str) -> tuple[Message, ...]:
+    """The conversation `messages_to_json` wrote.
+
+    Raises:
+        HistoryError: The text is not such an array; the message names the place.
+    """
+    try:
+        return _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise HistoryError(f"not a conversation: {error}", hint="Pass what `messages_to_json` wrote.") from None

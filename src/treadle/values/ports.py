@@ -1,0 +1,70 @@
+"""The protocols the core is written against. Drivers, tools and journals know nothing of each other; they meet in core."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from treadle.values.events import Delta, Fact
+from treadle.values.request import ModelInfo, ModelRequest, Reply
+
+__all__ = ["Concurrency", "Connection", "Driver", "Journal", "ReplyStream"]
+
+Concurrency: TypeAlias = Literal["read_only", "exclusive", "interactive"]
+"""`read_only` calls of a turn run together; an `exclusive` one runs alone; an `interactive` one alone, with the person."""
+
+
+class ReplyStream(Protocol):
+    """A reply as it arrives: iterate once to the end, then read `reply`.
+
+    Each item is what one read of the socket brought, in order; it may be empty. Leaving early is safe at any await:
+    the block that opened the stream closes the server's connection.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Delta]]: ...
+
+    @property
+    def reply(self) -> Reply:
+        """The reply so far. `finish` is set once the iteration has ended without an error."""
+        ...
+
+
+class Connection(Protocol):
+    """One run's way to a server. Calls are made one after another."""
+
+    def open(self, request: ModelRequest) -> AbstractAsyncContextManager[ReplyStream]:
+        """Send a request. Leaving the block closes the exchange with the server within 100 ms.
+
+        Raises:
+            ModelError: From entering, or from iterating; see `treadle.errors`.
+        """
+        ...
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """One model on one server. Immutable from outside and safe to share between runs and tasks; does no I/O when made."""
+
+    @property
+    def model(self) -> str:
+        """The model as events and reports name it, such as `ollama/qwen3:8b`."""
+        ...
+
+    def connect(self) -> AbstractAsyncContextManager[Connection]:
+        """What a run holds while it lasts: sockets, pools. Opening it makes no connection yet."""
+        ...
+
+    async def info(self) -> ModelInfo:
+        """What the server says of the model.
+
+        Raises:
+            ModelError: The server could not be asked.
+        """
+        ...
+
+
+class Journal(Protocol):
+    """Where facts are kept. A fact is shown to nobody before `append` has returned."""
+
+    def append(self, run_id: str, fact: Fact) -> Awaitable[None]: ...

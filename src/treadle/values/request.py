@@ -1,0 +1,102 @@
+"""What a model is asked, and what it answers, without any provider's words."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+from treadle.values.limits import Timeouts
+from treadle.values.messages import AssistantMessage, Message
+from treadle.values.usage import Usage
+
+__all__ = ["Finish", "ModelInfo", "ModelRequest", "Options", "Reply", "ToolSpec"]
+
+Finish: TypeAlias = Literal["end", "tool_use", "length", "refused", "pause", "unknown"]
+"""Why a turn stopped. `unknown`: the server gave a reason we do not know, kept in `Reply.finish_said`."""
+
+
+class ToolSpec(Struct, frozen=True, kw_only=True):
+    """A tool as the model sees it. `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Sampling and request options. None means: not sent, the server decides.
+
+    Attributes:
+        max_tokens: The server's own bound on output tokens of one turn.
+        stop: Texts that end the turn.
+        tool_choice: `auto`, `none`, `required`, or a tool's name. Some servers ignore it.
+        extra_body: Fields added to the request's JSON as they are.
+        extra_headers: Headers added to the request.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    tool_choice: str | None = None
+    extra_body: dict[str, Any] = {}
+    extra_headers: dict[str, str] = {}
+
+
+class ModelRequest(Struct, frozen=True, kw_only=True):
+    """One model turn to be made.
+
+    Attributes:
+        turn: Counts from 1 within a run.
+        attempt: Counts from 1 within a turn.
+        run_id: Names the run; ids that we make for calls are derived from it.
+        timeouts: Deadlines of this call.
+    """
+
+    messages: tuple[Message, ...]
+    instructions: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    options: Options = Options()
+    run_id: str = ""
+    turn: int = 1
+    attempt: int = 1
+    timeouts: Timeouts = Timeouts()
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """A model turn, as far as it came.
+
+    Attributes:
+        finish: Why the server stopped; None while it has not said, and then this is no finished turn.
+        finish_said: The server's own word for it.
+        usage: Tokens as the server counted them; fields it did not report are None.
+        model: The model's name as the server gave it.
+    """
+
+    message: AssistantMessage
+    finish: Finish | None = None
+    finish_said: str | None = None
+    usage: Usage = Usage()
+    model: str | None = None
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a served model.
+
+    Attributes:
+        model: The name to ask for.
+        server: The kind of server: `llamacpp`, `ollama`, `lmstudio`, `vllm`, or `openai-compatible`.
+        window_tokens: Context window of one conversation; None if the server does not say.
+        window_source: Where that number was read, as `GET /path field`.
+        abilities: Of `tools`, `vision`, `thinking`, `embedding`, as far as the server says.
+        loaded: The model is in memory now; None if the server does not say.
+    """
+
+    model: str
+    server: str
+    window_tokens: int | None = None
+    window_source: str | None = None
+    abilities: frozenset[str] = frozenset()
+    loaded: bool | None = None

@@ -1,0 +1,108 @@
+"""The state of a run: what its facts come to. `treadle.core.state.apply` is the only code that makes a new one."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from treadle.values.events import SCHEMA_VERSION, ErrorRecord, StopReason
+from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMessage
+from treadle.values.request import Finish
+from treadle.values.usage import Usage
+
+__all__ = ["OpenCall", "RunResult", "State"]
+
+
+class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
+    """A call of the last turn. It is named for ever by (run, turn, position)."""
+
+    call: ToolCall
+    started: bool = False
+    result: ToolMessage | None = None
+
+
+class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A run between two facts. JSON in and out (`msgspec.json`), versioned by `schema`.
+
+    Attributes:
+        closed: The conversation up to the last turn whose calls all have results.
+        open_calls: Calls of the last assistant message of `closed`, until the last of them has its result.
+        turn: Model turns finished.
+        finish: Why the last turn stopped.
+        partial: What had arrived of a turn that was cut short by the run's ending.
+        stop_reason, error: Set by the run's ending.
+    """
+
+    run_id: str
+    model: str
+    closed: tuple[Message, ...]
+    open_calls: tuple[OpenCall, ...] = ()
+    turn: int = 0
+    finish: Finish | None = None
+    usage: Usage | None = None
+    partial: AssistantMessage | None = None
+    stop_reason: StopReason | None = None
+    error: ErrorRecord | None = None
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def ended(self) -> bool:
+        return self.stop_reason is not None or self.error is not None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, valid at every moment: a call without a result has one that says so."""
+        messages = self.closed + tuple(_result(call) for call in self.open_calls)
+        if self.partial is not None and self.partial.text:
+            return (*messages, self.partial)
+        return messages
+
+
+def _result(open_call: OpenCall) -> ToolMessage:
+    if open_call.result is not None:
+        return open_call.result
+    said = (
+        "Error: interrupted. The call had started; whether it took effect is unknown."
+        if open_call.started
+        else "Error: not run. The run ended before this call was started."
+    )
+    return ToolMessage(open_call.call.id, open_call.call.name, said, is_error=True)
+
+
+class RunResult(Struct, frozen=True, kw_only=True):
+    """How a run came out.
+
+    Attributes:
+        text: The last turn's text; of a turn that was cut short, what had arrived.
+        stop_reason: Why the run ended; None if it failed, and then `error` says how.
+        error: The failure as data; None if there was none.
+        usage: Tokens of all turns together; a count that some turn did not report is None.
+        turns: Model turns that were finished.
+        messages: What the next request would send, instructions left out: valid as `history=` of another run
+            however this one ended.
+        run_id: Names the run.
+        state: All of it, as versioned data.
+    """
+
+    text: str
+    stop_reason: StopReason | None
+    error: ErrorRecord | None
+    usage: Usage
+    turns: int
+    messages: tuple[Message, ...]
+    run_id: str
+    state: State
+
+    @classmethod
+    def of(cls, state: State) -> RunResult:
+        """The result that a state amounts to."""
+        last = state.partial or next((m for m in reversed(state.closed) if type(m) is AssistantMessage), None)
+        return cls(
+            text=last.text if last is not None and (state.turn or state.partial) else "",
+            stop_reason=state.stop_reason,
+            error=state.error,
+            usage=state.usage or Usage(),
+            turns=state.turn,
+            messages=state.messages,
+            run_id=state.run_id,
+            state=state,
+        )
