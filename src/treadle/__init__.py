@@ -1,0 +1,155 @@
+"""treadle: an agent runtime whose loop keeps its promises on the model servers people really run.
+
+    from treadle import Agent, tool
+
+Names are loaded when they are first used: importing treadle loads no HTTP client, no terminal library and no server.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treadle.core.agent import Agent as Agent
+    from treadle.core.run import Run as Run
+    from treadle.drivers.catalog import driver_for as driver_for
+    from treadle.drivers.embedded import LlamaServer as LlamaServer
+    from treadle.drivers.http import HttpDriver as HttpDriver
+    from treadle.errors import AuthenticationFailed as AuthenticationFailed
+    from treadle.errors import BadStream as BadStream
+    from treadle.errors import ConnectFailed as ConnectFailed
+    from treadle.errors import ContextOverflow as ContextOverflow
+    from treadle.errors import HistoryError as HistoryError
+    from treadle.errors import InvalidRequest as InvalidRequest
+    from treadle.errors import MissingExtra as MissingExtra
+    from treadle.errors import ModelError as ModelError
+    from treadle.errors import ModelNotFound as ModelNotFound
+    from treadle.errors import ModelTimeout as ModelTimeout
+    from treadle.errors import Overloaded as Overloaded
+    from treadle.errors import RateLimited as RateLimited
+    from treadle.errors import ServerError as ServerError
+    from treadle.errors import StreamTruncated as StreamTruncated
+    from treadle.errors import ToolDefinitionError as ToolDefinitionError
+    from treadle.errors import ToolError as ToolError
+    from treadle.errors import TreadleError as TreadleError
+    from treadle.errors import UsageError as UsageError
+    from treadle.tools.function import FunctionTool as FunctionTool
+    from treadle.tools.function import tool as tool
+    from treadle.values.events import Asked as Asked
+    from treadle.values.events import Delta as Delta
+    from treadle.values.events import Ended as Ended
+    from treadle.values.events import Event as Event
+    from treadle.values.events import Fact as Fact
+    from treadle.values.events import Failed as Failed
+    from treadle.values.events import Replied as Replied
+    from treadle.values.events import StopReason as StopReason
+    from treadle.values.events import TextDelta as TextDelta
+    from treadle.values.events import ThinkingDelta as ThinkingDelta
+    from treadle.values.events import ToolCallDelta as ToolCallDelta
+    from treadle.values.events import ToolFinished as ToolFinished
+    from treadle.values.events import ToolStarted as ToolStarted
+    from treadle.values.limits import Limits as Limits
+    from treadle.values.limits import Timeouts as Timeouts
+    from treadle.values.messages import AssistantMessage as AssistantMessage
+    from treadle.values.messages import Message as Message
+    from treadle.values.messages import SystemMessage as SystemMessage
+    from treadle.values.messages import Text as Text
+    from treadle.values.messages import Thinking as Thinking
+    from treadle.values.messages import ToolCall as ToolCall
+    from treadle.values.messages import ToolMessage as ToolMessage
+    from treadle.values.messages import UserMessage as UserMessage
+    from treadle.values.messages import messages_from_json as messages_from_json
+    from treadle.values.messages import messages_to_json as messages_to_json
+    from treadle.values.ports import Connection as Connection
+    from treadle.values.ports import Driver as Driver
+    from treadle.values.ports import Journal as Journal
+    from treadle.values.ports import ReplyStream as ReplyStream
+    from treadle.values.request import ModelInfo as ModelInfo
+    from treadle.values.request import ModelRequest as ModelRequest
+    from treadle.values.request import Options as Options
+    from treadle.values.request import Reply as Reply
+    from treadle.values.request import ToolSpec as ToolSpec
+    from treadle.values.state import RunResult as RunResult
+    from treadle.values.state import State as State
+    from treadle.values.usage import Usage as Usage
+
+_EXPORTS = {
+    "treadle.core.agent": ("Agent",),
+    "treadle.core.run": ("Run",),
+    "treadle.drivers.catalog": ("driver_for",),
+    "treadle.drivers.embedded": ("LlamaServer",),
+    "treadle.drivers.http": ("HttpDriver",),
+    "treadle.errors": (
+        "AuthenticationFailed",
+        "BadStream",
+        "ConnectFailed",
+        "ContextOverflow",
+        "HistoryError",
+        "InvalidRequest",
+        "MissingExtra",
+        "ModelError",
+        "ModelNotFound",
+        "ModelTimeout",
+        "Overloaded",
+        "RateLimited",
+        "ServerError",
+        "StreamTruncated",
+        "ToolDefinitionError",
+        "ToolError",
+        "TreadleError",
+        "UsageError",
+    ),
+    "treadle.tools.function": ("FunctionTool", "tool"),
+    "treadle.values.events": (
+        "Asked",
+        "Delta",
+        "Ended",
+        "Event",
+        "Fact",
+        "Failed",
+        "Replied",
+        "StopReason",
+        "TextDelta",
+        "ThinkingDelta",
+        "ToolCallDelta",
+        "ToolFinished",
+        "ToolStarted",
+    ),
+    "treadle.values.limits": ("Limits", "Timeouts"),
+    "treadle.values.messages": (
+        "AssistantMessage",
+        "Message",
+        "SystemMessage",
+        "Text",
+        "Thinking",
+        "ToolCall",
+        "ToolMessage",
+        "UserMessage",
+        "messages_from_json",
+        "messages_to_json",
+    ),
+    "treadle.values.ports": ("Connection", "Driver", "Journal", "ReplyStream"),
+    "treadle.values.request": ("ModelInfo", "ModelRequest", "Options", "Reply", "ToolSpec"),
+    "treadle.values.state": ("RunResult", "State"),
+    "treadle.values.usage": ("Usage",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("treadle")
+    if name not in _HOME:
+        raise AttributeError(f"module 'treadle' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -61,9 +61,9 @@ def _result(open_call: OpenCall) -> ToolMessage:
     if open_call.result is not None:
         return open_call.result
     said = (
-        "Error: interrupted. The call had started; whether it took effect is unknown."
+        "Interrupted. The call had started; whether it took effect is unknown."
         if open_call.started
-        else "Error: not run. The run ended before this call was started."
+        else "Not run: the run ended before this call was started."
     )
     return ToolMessage(open_call.call.id, open_call.call.name, said, is_error=True)
 

@@ -1,0 +1,98 @@
+"""`apply`: the only code that changes a run's state. Pure, so that a journal folds to the same state for ever."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from treadle.values.events import Asked, Ended, Fact, Failed, Replied, ToolFinished, ToolStarted
+from treadle.values.messages import ToolMessage
+from treadle.values.request import Reply
+from treadle.values.state import OpenCall, State
+
+__all__ = ["apply", "begin", "fold", "replied"]
+
+# A reply cut by `length` may hold half an argument that happens to parse; a reason nobody knows may mean the same.
+_NOT_WHOLE = {
+    "length": "Not run: the reply was cut at its token limit, so this call may be incomplete.",
+    "refused": "Not run: the reply was ended by a refusal.",
+    "unknown": "Not run: the server gave an unknown reason for ending the reply, so this call may be incomplete.",
+}
+
+
+def begin(fact: Asked) -> State:
+    """The state of a run that has just been asked."""
+    return State(run_id=fact.run_id, model=fact.model, closed=fact.messages)
+
+
+def replied(reply: Reply, *, turn: int, attempt: int) -> Replied:
+    """The fact that a finished reply amounts to."""
+    assert reply.finish is not None
+    return Replied(
+        turn=turn,
+        message=reply.message,
+        finish=reply.finish,
+        finish_said=reply.finish_said,
+        usage=reply.usage,
+        model=reply.model,
+        attempt=attempt,
+    )
+
+
+def apply(state: State, fact: Fact) -> State:
+    """The state after a fact."""
+    if isinstance(fact, Replied):
+        why = _NOT_WHOLE.get(fact.finish)
+        calls = tuple(
+            OpenCall(call, result=_quoted(call.id, call.name, why, call.arguments) if why else None)
+            for call in fact.message.calls
+        )
+        return _close(
+            replace(
+                state,
+                closed=(*state.closed, fact.message) if fact.message.content else state.closed,
+                open_calls=calls,
+                turn=fact.turn,
+                finish=fact.finish,
+                usage=fact.usage if state.usage is None else state.usage + fact.usage,
+                partial=None,
+            )
+        )
+    if isinstance(fact, ToolStarted):
+        return _with_call(state, fact.position, started=True)
+    if isinstance(fact, ToolFinished):
+        return _close(_with_call(state, fact.position, result=fact.result))
+    if isinstance(fact, Ended):
+        return replace(state, stop_reason=fact.stop_reason, partial=fact.partial)
+    if isinstance(fact, Failed):
+        return replace(state, error=fact.error, partial=fact.partial)
+    assert isinstance(fact, Asked), f"no rule for {type(fact).__name__}"
+    return state
+
+
+def fold(facts: list[Fact]) -> State:
+    """The state that a journal comes to. Its first fact is `Asked`."""
+    first, *rest = facts
+    assert isinstance(first, Asked)
+    state = begin(first)
+    for fact in rest:
+        state = apply(state, fact)
+    return state
+
+
+def _with_call(state: State, position: int, *, started: bool = False, result: ToolMessage | None = None) -> State:
+    calls = list(state.open_calls)
+    call = calls[position]
+    calls[position] = OpenCall(call.call, call.started or started, result or call.result)
+    return replace(state, open_calls=tuple(calls))
+
+
+def _close(state: State) -> State:
+    """When the last call of a turn has its result, all of them join the conversation, in call order."""
+    results = tuple(call.result for call in state.open_calls if call.result is not None)
+    if len(results) < len(state.open_calls) or not results:
+        return state
+    return replace(state, closed=state.closed + results, open_calls=())
+
+
+def _quoted(call_id: str, name: str, why: str, arguments: str) -> ToolMessage:
+    return ToolMessage(call_id, name, f"{why} Its arguments as received: {arguments[:500]}", is_error=True)

@@ -1,0 +1,1 @@
+"""I/O for model calls."""

@@ -1,0 +1,395 @@
+"""Model calls over HTTP: any codec and one client. The only module that knows the client, aiohttp (docs/decisions/0002).
+
+Nothing here retries. Redirects are not followed, because they could carry a key away. Proxies come from `HTTP_PROXY`,
+`HTTPS_PROXY` and `NO_PROXY` and are never used for loopback; private CAs from `SSL_CERT_FILE`, `SSL_CERT_DIR`,
+`REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import ipaddress
+import os
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal, NoReturn, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from treadle.errors import (
+    BadStream,
+    ConnectFailed,
+    ModelError,
+    ModelNotFound,
+    ModelTimeout,
+    StreamTruncated,
+    UsageError,
+)
+from treadle.values.events import Delta
+from treadle.values.limits import Timeouts
+from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.wire.codec import Codec, Decoder, Encoder
+
+__all__ = ["ApiKey", "HttpConnection", "HttpDriver", "HttpReply", "get_json"]
+
+ApiKey = str | Callable[[], str | None] | None
+"""A key, or a function that returns it when a request is made, or None for servers that want none."""
+
+_USER_AGENT = "treadle/0.1"
+_KEEPALIVE_S = 4.0  # below the 5 s after which llama.cpp's and uvicorn's servers close an idle connection
+_END_OF_STREAM_S = 0.1  # after the end mark: how long to wait for the end of the body, so that the connection can be reused
+_LARGE_BODY = 2**20  # above this the client wants a file-like body, and sends it in pieces
+_ERROR_BODY_BYTES = 65_536
+_EXPLAIN_S = 1.0
+
+
+class HttpDriver:
+    """One model on one server.
+
+    Args:
+        codec: The wire format.
+        base_url: Where the format's paths begin, usually ending in `/v1`.
+        model: The model's name as the server knows it.
+        name: The name in events and reports; by default `base_url#model`.
+        api_key: Sent as a bearer token when there is one.
+        headers: Sent with every request.
+        client: Your own session: its pool, proxies and lifetime are yours. By default each run has its own.
+        explain: Called when the server cannot be reached or does not know the path; returns a sentence on what is
+            there instead. It has a second, and may fail.
+        info: Asks the server about the model.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        base_url: str,
+        model: str,
+        *,
+        name: str | None = None,
+        api_key: ApiKey = None,
+        headers: dict[str, str] | None = None,
+        client: aiohttp.ClientSession | None = None,
+        explain: Callable[[ModelError], Awaitable[str]] | None = None,
+        info: Callable[[], Awaitable[ModelInfo]] | None = None,
+    ) -> None:
+        self.base_url = check_url(base_url)
+        self.model = name or f"{self.base_url}#{model}"
+        self._codec = codec
+        self._served_model = model
+        self._api_key = api_key
+        self._headers = dict(headers or {})
+        self._client = client
+        self._explain = explain
+        self._info = info
+
+    def __repr__(self) -> str:
+        return f"HttpDriver({self.model!r})"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[HttpConnection]:
+        """A connection pool for one run, opened by its first request."""
+        async with AsyncExitStack() as stack:
+            client = self._client or await stack.enter_async_context(_session())
+            yield HttpConnection(self, client)
+
+    async def info(self) -> ModelInfo:
+        """What the server says of the model; only the name if nobody knows how to ask it."""
+        if self._info is None:
+            return ModelInfo(model=self._served_model, server="openai-compatible")
+        return await self._info()
+
+    def headers(self, request: ModelRequest) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "User-Agent": _USER_AGENT,
+            **self._headers,
+        }
+        key = self._api_key() if callable(self._api_key) else self._api_key
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        return headers | request.options.extra_headers
+
+
+class HttpConnection:
+    """One run's way to a server."""
+
+    def __init__(self, driver: HttpDriver, client: aiohttp.ClientSession) -> None:
+        self._driver = driver
+        self._client = client
+        self._encoder: Encoder = driver._codec.encoder(driver._served_model)  # pyright: ignore[reportPrivateUsage]
+        self._url = driver.base_url + driver._codec.path  # pyright: ignore[reportPrivateUsage]
+
+    def open(self, request: ModelRequest) -> HttpReply:
+        return HttpReply(self, request)
+
+    async def post(self, request: ModelRequest, body: bytes) -> aiohttp.ClientResponse:
+        return await self._client.post(
+            self._url,
+            data=io.BytesIO(body) if len(body) > _LARGE_BODY else body,
+            headers=self._driver.headers(request),
+            allow_redirects=False,
+            proxy=proxy_for(self._url),
+            ssl=ssl_context() if self._url.startswith("https:") else True,
+            timeout=_client_timeout(request.timeouts.connect_s),
+        )
+
+    def encode(self, request: ModelRequest) -> bytes:
+        return self._encoder.encode(request)
+
+    def decoder(self, request: ModelRequest) -> Decoder:
+        return self._driver._codec.decoder(request)  # pyright: ignore[reportPrivateUsage]
+
+    async def error(self, response: aiohttp.ClientResponse) -> ModelError:
+        body = await response.content.read(_ERROR_BODY_BYTES)
+        error = self._driver._codec.error(response.status, response.headers, body, address=self._url)  # pyright: ignore[reportPrivateUsage]
+        return await self.explained(error) if isinstance(error, ModelNotFound | BadStream) else error
+
+    async def explained(self, error: ModelError) -> ModelError:
+        """The same error, with a hint that says what is there instead, if that can be found out within a second."""
+        if self._driver._explain is not None:  # pyright: ignore[reportPrivateUsage]
+            try:
+                async with asyncio.timeout(_EXPLAIN_S):
+                    error.hint = await self._driver._explain(error) or error.hint  # pyright: ignore[reportPrivateUsage]
+            except Exception:  # an explanation that fails must not hide what it explains
+                pass
+        return error
+
+    @property
+    def address(self) -> str:
+        return self._driver.base_url
+
+
+class HttpReply:
+    """A reply as it arrives. Leaving the block before its end closes the server's connection."""
+
+    def __init__(self, connection: HttpConnection, request: ModelRequest) -> None:
+        self._connection = connection
+        self._request = request
+        self._timeouts: Timeouts = request.timeouts
+        self._decoder = connection.decoder(request)
+        self._response: aiohttp.ClientResponse | None = None
+        self._first_token_s = 0.0
+        self._deadline = 0.0
+        self._progress = 0
+        self._over = False
+
+    @property
+    def reply(self) -> Reply:
+        return self._decoder.reply
+
+    async def __aenter__(self) -> Self:
+        body = self._connection.encode(self._request)
+        timeouts = self._timeouts
+        # About four bytes a token; a better estimate belongs to whoever makes the request.
+        self._first_token_s = timeouts.first_token_s + len(body) / 4 * timeouts.first_token_ms_per_prompt_token / 1000
+        self._deadline = asyncio.get_running_loop().time() + self._first_token_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                self._response = await self._connection.post(self._request, body)
+                if self._response.status != 200:
+                    raise await self._connection.error(self._response)
+        except BaseException as error:
+            self._close()
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise self._timed_out() from None
+            await self._translate(error)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Delta]:
+        if self._over:
+            raise StopAsyncIteration
+        decoder = self._decoder
+        if decoder.done and not decoder.finished:
+            decoder.close()  # raises what the server sent instead of an answer
+        try:
+            data = await self._read()
+        except TimeoutError:
+            if not decoder.finished:
+                raise self._timed_out() from None
+            data = b""  # the reply is whole; only usage or the end of the body did not come
+        except aiohttp.ClientError as error:
+            if not decoder.finished:
+                raise self._broken(error) from error
+            data = b""
+        if not data:
+            self._over = True
+            return decoder.close()
+        deltas = decoder.feed(data)
+        if decoder.progress != self._progress:
+            self._progress = decoder.progress
+            wait_s = self._timeouts.after_finish_s if decoder.finished else self._timeouts.silence_s
+            self._deadline = asyncio.get_running_loop().time() + wait_s
+        if decoder.done and decoder.finished:
+            self._deadline = asyncio.get_running_loop().time() + _END_OF_STREAM_S
+        return deltas
+
+    async def _read(self) -> bytes:
+        """What one read brings; nothing at the end of the body."""
+        assert self._response is not None
+        content = self._response.content
+        if data := content.read_nowait():
+            return data
+        if content.at_eof():
+            return b""
+        async with asyncio.timeout_at(self._deadline):
+            return await content.readany()
+
+    def _timed_out(self) -> ModelTimeout:
+        phase: Literal["silence", "first_token"] = "silence" if self._progress else "first_token"
+        limit_s = self._timeouts.silence_s if self._progress else self._first_token_s
+        return ModelTimeout(phase, round(limit_s, 1), address=self._connection.address)
+
+    def _broken(self, error: aiohttp.ClientError) -> ModelError:
+        began = "after its text began" if self._progress else "before its first token"
+        return StreamTruncated(f"the connection to {self._connection.address} broke {began} ({type(error).__name__})")
+
+    def _close(self) -> None:
+        """Close the connection, unless the body was read to its end: then it went back to the pool by itself."""
+        if self._response is not None:
+            self._response.close()
+
+    async def _translate(self, error: BaseException) -> NoReturn:
+        """Raise what the client raised as one of our errors."""
+        address = self._connection.address
+        match error:
+            case aiohttp.ConnectionTimeoutError():
+                raise ModelTimeout("connect", self._timeouts.connect_s, address=address) from error
+            case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+                raise ConnectFailed(
+                    f"no secure connection to {address}: {type(error).__name__}",
+                    hint="For a private CA set SSL_CERT_FILE; for a server without TLS use http://.",
+                ) from error
+            case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+                raise ConnectFailed(
+                    f"the proxy in front of {address} did not let the request through",
+                    hint="Check HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY.",
+                ) from error
+            case aiohttp.ClientConnectorDNSError():
+                raise ConnectFailed(f"the host of {address} is unknown", hint="Check the address for a typing error.") from error
+            case aiohttp.ClientConnectorError():
+                reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no connection"
+                raise await self._connection.explained(ConnectFailed(f"nothing answers at {address}: {reason}")) from error
+            case aiohttp.ClientResponseError():
+                bad = BadStream(f"what answers at {address} does not speak HTTP as a model server does")
+                raise await self._connection.explained(bad) from error
+            case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+                raise UsageError(f"{address} is not an HTTP address", hint="Use http://host:port/v1 or https://host/v1.") from error
+            case aiohttp.ClientError() | OSError():
+                raise ConnectFailed(
+                    f"{address} closed the connection without an answer ({type(error).__name__})",
+                    hint="The server may have crashed on this request: look at its log.",
+                ) from error
+            case _:
+                raise error
+
+
+async def get_json(url: str, *, timeout_s: float = 2.0, headers: dict[str, str] | None = None) -> Any:
+    """What a GET of `url` answers with, decoded from JSON; None unless that is a 200 with JSON within the time.
+
+    Reads at most 4 MiB.
+    """
+    async with asyncio.timeout(timeout_s), _session() as client:
+        try:
+            async with client.get(
+                url,
+                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})},
+                allow_redirects=False,
+                proxy=proxy_for(url),
+                ssl=ssl_context() if url.startswith("https:") else True,
+            ) as response:
+                if response.status != 200:
+                    return None
+                body = await response.content.read(2**22)
+                while not response.content.at_eof() and len(body) < 2**22:
+                    body += await response.content.read(2**22 - len(body))
+                return msgspec.json.decode(body)
+        except (aiohttp.ClientError, OSError, msgspec.MsgspecError, RecursionError):
+            return None
+
+
+def check_url(url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        UsageError: It is not an http or https address with a host.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{url!r} is not an HTTP address", hint="Use http://host:port/v1 or https://host/v1.")
+    return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """The address is on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this address; None for loopback whatever it says.
+
+    Raises:
+        UsageError: The environment names a SOCKS proxy, which the client does not speak; going around it
+            silently would show your traffic to whoever it was meant to be hidden from.
+    """
+    if is_loopback(url):
+        return None
+    proxies = urllib.request.getproxies_environment()
+    parts = urlsplit(url)
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
+        return None
+    if not proxy.startswith(("http://", "https://")):
+        if "://" in proxy:
+            raise UsageError(
+                f"the proxy for {parts.scheme} addresses is not an HTTP one ({proxy.partition('://')[0]})",
+                hint="Set HTTPS_PROXY to an http:// address, or name the host in NO_PROXY.",
+            )
+        proxy = f"http://{proxy}"
+    return proxy
+
+
+@functools.cache
+def ssl_context() -> ssl.SSLContext:
+    """TLS settings with the CAs of the environment; SSL_CERT_FILE and SSL_CERT_DIR are read by OpenSSL itself."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    context = ssl.create_default_context()
+    if bundle and not os.environ.get("SSL_CERT_FILE"):
+        context.load_verify_locations(bundle)
+    return context
+
+
+@functools.cache
+def _client_timeout(connect_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect_s)
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(keepalive_timeout=_KEEPALIVE_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=_client_timeout(10.0),
+    )

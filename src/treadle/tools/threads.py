@@ -1,0 +1,91 @@
+"""Running a blocking function off the event loop, in a thread that can be left behind.
+
+A thread cannot be stopped from outside. One that is no longer waited for is abandoned: it is daemon, so it never
+delays exit; it is listed; and what it returns or raises goes nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["abandoned", "run_in_thread", "running_count"]
+
+T = TypeVar("T")
+
+_running: dict[threading.Thread, asyncio.AbstractEventLoop] = {}
+_abandoned: set[threading.Thread] = set()
+_numbers = itertools.count(1)
+
+# Raised out of an await, each of these would mean something else to asyncio, or end the program.
+_MISREAD = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration)
+
+
+def abandoned() -> tuple[str, ...]:
+    """Names of threads that nobody waits for any more and that still run."""
+    return tuple(sorted(thread.name for thread in tuple(_abandoned) if thread.is_alive()))
+
+
+def running_count() -> int:
+    """Calls that were started and whose result has not reached the waiting task, abandoned ones left out.
+
+    A virtual clock must not move while this is above 0. Calls of a closed event loop do not count.
+    """
+    for thread, loop in tuple(_running.items()):
+        if loop.is_closed():
+            _running.pop(thread, None)
+    return len(_running)
+
+
+async def run_in_thread(fn: Callable[[], T]) -> T:
+    """What `fn` returns, called in a daemon thread of its own with a copy of the caller's context variables.
+
+    Cancelling the waiting task abandons the thread.
+
+    Raises:
+        RuntimeError: `fn` raised an exception that would stop a program, a task or a generator (`SystemExit`,
+            `KeyboardInterrupt`, `CancelledError`, `StopIteration`, ...): it is the cause. Or no thread could be started.
+        BaseException: Any other exception of `fn`, as it is.
+    """
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(result: Any, error: BaseException | None) -> None:
+        _running.pop(thread, None)
+        if not waiter.done():
+            waiter.set_result((result, error))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = context.run(fn)
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            _running.pop(thread, None)
+
+    called = getattr(getattr(fn, "func", fn), "__name__", "call")
+    thread = threading.Thread(target=work, name=f"treadle-{called}-{next(_numbers)}", daemon=True)
+    thread.start()
+    _running[thread] = loop
+    try:
+        result, error = await waiter
+    finally:
+        if _running.pop(thread, None) is not None:  # cancelled, or the coroutine was closed
+            _abandoned.difference_update([t for t in tuple(_abandoned) if not t.is_alive()])
+            _abandoned.add(thread)
+    if error is None:
+        return result
+    try:
+        if isinstance(error, _MISREAD):
+            raise RuntimeError(f"a function in a thread raised {type(error).__name__}: {error}") from error
+        raise error
+    finally:
+        del error  # its traceback holds this frame

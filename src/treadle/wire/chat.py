@@ -1,0 +1,436 @@
+"""OpenAI Chat Completions, and everything that calls itself compatible with it.
+
+What servers really send, and where it was seen: docs/protocols/chat.md. Streaming and whole answers go through one
+decoder, because some servers send JSON where a stream was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from treadle.errors import BadStream, ModelError, StreamTruncated, UsageError
+from treadle.values.events import Delta
+from treadle.values.messages import AssistantMessage, Message, Thinking, ToolMessage
+from treadle.values.request import ModelRequest, Options, Reply
+from treadle.values.usage import Usage
+from treadle.wire.chat_errors import error_from_object, error_from_response
+from treadle.wire.dialects import FINISH, Dialect
+from treadle.wire.fold import ReplyFold
+from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+
+__all__ = ["MAX_BODY_BYTES", "ChatCodec", "ChatDecoder", "ChatEncoder"]
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+# Reading. Fields that servers fill with different types are Any and looked at by hand; the rest of a chunk is skipped
+# unparsed, which is what makes a token cheap.
+
+
+class _Function(Struct, gc=False):
+    name: Any = None
+    arguments: Any = None
+
+
+class _ToolCall(Struct, gc=False):
+    index: Any = None
+    id: Any = None
+    function: _Function | None = None
+
+
+class _Delta(Struct, gc=False):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+
+
+class _Choice(Struct, gc=False):
+    index: Any = None
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    finish_reason: Any = None
+    usage: Any = None
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+    model: Any = None
+
+
+_chunk: TypeAlias = _Chunk
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_encode = msgspec.json.Encoder().encode
+_SSE_STARTS = b"deir:\r\n\xef"  # data, event/error, id, retry, comments, blank lines, BOM
+
+
+class ChatDecoder:
+    """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O.
+
+    Memory is bounded by the longest frame (16 MiB), a whole JSON body (64 MiB) and the reply itself.
+
+    Raises:
+        StreamTruncated: From `close`, as all of these, if no finish reason arrived. `[DONE]` alone is no reason.
+        BadStream: What came is neither an event stream nor a completion.
+        ModelError: The server sent an error object.
+    """
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.progress = 0
+        self.finished = False
+        self.done = False
+        self._fold = ReplyFold(
+            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
+        )
+        self._sse = SSEDecoder()
+        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
+        self._body_size = 0
+        self._error: ModelError | None = None
+        self._begun = False
+        self._frames = 0
+        self._finish_said: str | None = None
+        self._refused = False
+        self._usage: dict[str, Any] = {}
+        self._model: str | None = None
+
+    def feed(self, data: bytes) -> list[Delta]:
+        if self.done:
+            return []
+        try:
+            self._feed(data)
+        except ModelError as error:
+            self._error = error
+            self.done = True
+        return self._fold.take()
+
+    def _feed(self, data: bytes) -> None:
+        if not self._begun:
+            self._begin(data)
+        if self._body is None:
+            for event, payload in self._sse.feed(data):
+                self._frame(event, payload)
+                if self.done:
+                    return
+            if self._sse.overflow:
+                raise BadStream(
+                    f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
+                )
+            return
+        self._body.append(data)
+        self._body_size += len(data)
+        if self._body_size > MAX_BODY_BYTES:
+            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
+
+    def close(self) -> list[Delta]:
+        if self._error is None and self._body is not None:
+            self._whole(b"".join(self._body))
+        elif not self.done:
+            for event, payload in self._sse.close():
+                try:
+                    self._frame(event, payload)
+                except BadStream:
+                    break  # the last frame was cut: the missing finish reason says so below
+        if self._error is not None:
+            raise self._error
+        self._fold.flush()
+        deltas = self._fold.take()
+        if not self.finished:
+            if self._begun and not self._frames and self._body is None:
+                raise BadStream("the answer is not an event stream: it holds no event at all")
+            what = "after " + ("its text began" if not self._fold.empty else "nothing at all")
+            raise StreamTruncated(f"the stream ended {what}, without a finish reason")
+        if self._fold.empty and FINISH.get(self._finish_said or "") == "tool_use":
+            raise BadStream(
+                "the server says that the model called tools, but sent no call",
+                hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
+            )
+        return deltas
+
+    @property
+    def reply(self) -> Reply:
+        said = self._finish_said
+        finish = None
+        if self.finished:
+            finish = "refused" if self._refused else FINISH.get(said or "", "unknown")
+            # Some servers say `stop` with calls (a whole turn all the same); a claim of calls without one is no reason.
+            if finish in ("end", "tool_use"):
+                finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
+        return Reply(
+            message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model
+        )
+
+    def _begin(self, data: bytes) -> None:
+        start = data.lstrip(b" \t\r\n")
+        if not start:
+            return
+        self._begun = True
+        if start[:1] == b"{":
+            self._body = []
+        elif start[:1] == b"<":
+            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
+        elif start[0] not in _SSE_STARTS:
+            raise BadStream("the server's answer is neither an event stream nor JSON", server_said=_excerpt(data))
+
+    def _frame(self, event: str, payload: bytes) -> None:
+        self._frames += 1
+        if payload == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = _decode_chunk(payload)
+        except (msgspec.MsgspecError, RecursionError):
+            if event == "error":
+                raise error_from_object(_excerpt(payload)) from None
+            raise BadStream("a frame of the stream is not a chat completion chunk", server_said=_excerpt(payload)) from None
+        if chunk.error is not None or event == "error":
+            raise error_from_object(chunk.error if chunk.error is not None else _excerpt(payload))
+        if chunk.usage:
+            self._note_usage(chunk.usage)
+        if self._model is None and type(chunk.model) is str:
+            self._model = chunk.model
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue  # n > 1 was never asked for
+            delta = choice.delta or choice.message
+            if delta is not None:
+                # The hot path is one token of text.
+                if type(delta.content) is str and delta.content and delta.tool_calls is None:
+                    if type(delta.reasoning_content) is str or type(delta.reasoning) is str:
+                        self._thinking(delta)
+                    self._fold.content(delta.content)
+                    self.progress += 1
+                else:
+                    self._delta(delta)
+            if choice.usage:
+                self._note_usage(choice.usage)
+            if choice.finish_reason and not self.finished:
+                self._finish_said = str(choice.finish_reason)[:100]
+                self.finished = True
+                self.progress += 1
+
+    def _delta(self, delta: _Delta) -> None:
+        self._thinking(delta)
+        if type(delta.content) is str:
+            if delta.content:
+                self._fold.content(delta.content)
+                self.progress += 1
+        elif type(delta.content) is list:
+            for part in delta.content:  # Mistral's content parts
+                self._part(part)
+        if type(delta.refusal) is str and delta.refusal:
+            self._refused = True
+            self._fold.flush()
+            self._fold.text(delta.refusal)
+            self.progress += 1
+        for call in delta.tool_calls or ():
+            function = call.function or _Function()
+            self._call(call.index, call.id, function)
+        if delta.function_call is not None:
+            self._call(None, None, delta.function_call)
+
+    def _thinking(self, delta: _Delta) -> None:
+        # vLLM sends `reasoning`, llama.cpp `reasoning_content`; a gateway that sends both says the same thing twice.
+        for source, piece in (("reasoning_content", delta.reasoning_content), ("reasoning", delta.reasoning)):
+            if type(piece) is str and piece:
+                self._fold.thinking(piece, source)
+                self.progress += 1
+                return
+
+    def _part(self, part: Any) -> None:
+        if not isinstance(part, dict):
+            return
+        text: Any = part.get("text")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        thinking: Any = part.get("thinking")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if type(text) is str and text:
+            self._fold.content(text)
+            self.progress += 1
+        for inner in thinking if type(thinking) is list else ():  # pyright: ignore[reportUnknownVariableType]
+            piece: Any = inner.get("text") if isinstance(inner, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            if type(piece) is str and piece:
+                self._fold.thinking(piece, "reasoning_content")
+                self.progress += 1
+
+    def _call(self, index: Any, id: Any, function: _Function) -> None:
+        arguments = function.arguments
+        if arguments is not None and type(arguments) is not str:
+            arguments = _encode(arguments).decode()
+        name = function.name if type(function.name) is str else ""
+        if not (id or name or arguments):
+            return
+        self._fold.call(index, str(id) if id else "", name, arguments)
+        self.progress += 1
+
+    def _whole(self, body: bytes) -> None:
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)
+        except msgspec.MsgspecError:
+            raise StreamTruncated("the answer is JSON that breaks off in the middle") from None
+        self._frame("", body)
+        if not self.finished:
+            raise BadStream("the server answered with JSON that is not a chat completion", server_said=_excerpt(body))
+
+    def _note_usage(self, usage: Any) -> None:
+        if isinstance(usage, dict):
+            self._usage.update(usage)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _excerpt(data: bytes) -> str:
+    return data[:2000].decode("utf-8", "replace")
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _usage(said: dict[str, Any]) -> Usage:
+    prompt, completion = said.get("prompt_tokens_details"), said.get("completion_tokens_details")
+    prompt = prompt if isinstance(prompt, dict) else {}
+    completion = completion if isinstance(completion, dict) else {}
+    cached = _count(prompt.get("cached_tokens"))  # pyright: ignore[reportUnknownMemberType]
+    return Usage(
+        input_tokens=_count(said.get("prompt_tokens")),
+        output_tokens=_count(said.get("completion_tokens")),
+        cached_input_tokens=cached if cached is not None else _count(said.get("prompt_cache_hit_tokens")),  # DeepSeek
+        reasoning_tokens=_count(completion.get("reasoning_tokens")),  # pyright: ignore[reportUnknownMemberType]
+    )
+
+
+# Writing
+
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_OURS = frozenset({"model", "messages", "tools", "stream", "stream_options", "n"})
+
+
+class ChatEncoder:
+    """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends
+    the bytes of a shorter one, so a turn costs what is new in it."""
+
+    def __init__(self, model: str, dialect: Dialect) -> None:
+        self._model = model
+        self._dialect = dialect
+        self._messages: tuple[Message, ...] = ()
+        self._instructions: str | None = None
+        self._written = bytearray()
+
+    def encode(self, request: ModelRequest) -> bytes:
+        known = len(self._messages)
+        if request.messages[:known] != self._messages or request.instructions != self._instructions:
+            known = 0
+            self._written.clear()
+        if not self._written and request.instructions:
+            self._add({"role": "system", "content": request.instructions})
+        for message in request.messages[known:]:
+            self._add(_message(message, self._dialect))
+        self._messages, self._instructions = request.messages, request.instructions
+        return b"".join((self._head(request), b',"messages":[', self._written, b"]}"))
+
+    def _add(self, item: dict[str, Any]) -> None:
+        if self._written:
+            self._written += b","
+        self._written += _encode(item)
+
+    def _head(self, request: ModelRequest) -> bytes:
+        head: dict[str, Any] = {"model": self._model, "stream": True}
+        if self._dialect.ask_usage:
+            head["stream_options"] = {"include_usage": True}
+        head |= _options(request.options)
+        if request.tools:
+            head["tools"] = [
+                {
+                    "type": "function",
+                    "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+                }
+                for tool in request.tools
+            ]
+        return _encode(head)[:-1]
+
+
+def _options(options: Options) -> dict[str, Any]:
+    taken = _OURS & options.extra_body.keys()
+    if taken:
+        raise UsageError(f"extra_body may not set {', '.join(sorted(taken))}", hint="These fields are the run's own.")
+    choice: Any = options.tool_choice
+    if choice not in (None, "auto", "none", "required"):
+        choice = {"type": "function", "function": {"name": choice}}
+    fields: dict[str, Any] = {
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop": list(options.stop) or None,
+        "tool_choice": choice,
+    }
+    return {key: value for key, value in fields.items() if value is not None} | options.extra_body
+
+
+def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
+    if isinstance(message, AssistantMessage):
+        return _assistant(message, dialect)
+    if isinstance(message, ToolMessage):
+        # The format has no flag for errors, so the text says it.
+        content = f"Error: {message.content}" if message.is_error else message.content
+        return {"role": "tool", "tool_call_id": message.call_id, "content": content}
+    return {"role": message.__struct_config__.tag, "content": message.content}
+
+
+def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
+    text: list[str] = []
+    item: dict[str, Any] = {"role": "assistant", "content": None}
+    for part in message.content:
+        if not isinstance(part, Thinking):
+            continue
+        if part.source == "content":
+            text.append(part.raw or f"<think>{part.text}</think>")
+        elif dialect.send_reasoning:
+            item[part.source] = item.get(part.source, "") + part.text
+    content = "".join(text) + message.text
+    calls = message.calls
+    item["content"] = content if content or not calls else None
+    if calls:
+        item["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                # Names and arguments that a strict server would refuse were refused by us too: the call's result says so
+                # in words. llama.cpp answers arguments that are not JSON with a 500 (captured).
+                "function": {
+                    "name": _NOT_IN_A_NAME.sub("_", call.name)[:64] or "unknown",
+                    "arguments": call.arguments if _is_object(call.arguments) else "{}",
+                },
+            }
+            for call in calls
+        ]
+    return item
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return type(msgspec.json.decode(text)) is dict
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+
+
+class ChatCodec:
+    """Chat Completions over HTTP."""
+
+    path = "/chat/completions"
+
+    def __init__(self, dialect: Dialect | None = None) -> None:
+        self._dialect = dialect or Dialect()
+
+    def encoder(self, model: str) -> ChatEncoder:
+        return ChatEncoder(model, self._dialect)
+
+    def decoder(self, request: ModelRequest) -> ChatDecoder:
+        return ChatDecoder(request)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
+        return error_from_response(status, headers, body, address=address)

@@ -1,0 +1,71 @@
+"""What every wire format offers a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from treadle.errors import ModelError
+from treadle.values.events import Delta
+from treadle.values.request import ModelRequest, Reply
+
+__all__ = ["Codec", "Decoder", "Encoder"]
+
+
+class Encoder(Protocol):
+    """Writes the requests of one run. It may keep what it wrote, so that a turn costs what is new in it."""
+
+    def encode(self, request: ModelRequest) -> bytes:
+        """The request's body. The same request gives the same bytes, whatever was encoded before."""
+        ...
+
+
+class Decoder(Protocol):
+    """Reads one reply: `feed` chunks cut anywhere, then `close` once at the end of the stream."""
+
+    progress: int
+    """Grows whenever something that means anything arrived; keep-alive comments and empty deltas do not."""
+
+    finished: bool
+    """The server has said why it stopped. What may still come is usage."""
+
+    done: bool
+    """Nothing more is to be read: the format's own end mark came, or an error did."""
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """What these bytes brought, neighbouring pieces of one kind merged.
+
+        Never raises: what came before an error is given back first, and `close` raises the error.
+        """
+        ...
+
+    def close(self) -> list[Delta]:
+        """What was still held back, now that the stream has ended.
+
+        Raises:
+            StreamTruncated: The server never said why it stopped.
+            ModelError: The server sent an error, or bytes that are no answer.
+        """
+        ...
+
+    @property
+    def reply(self) -> Reply:
+        """The reply so far; `finish` is None until `finished`."""
+        ...
+
+
+class Codec(Protocol):
+    """One wire format."""
+
+    @property
+    def path(self) -> str:
+        """Where requests go, below the server's base address."""
+        ...
+
+    def encoder(self, model: str) -> Encoder: ...
+
+    def decoder(self, request: ModelRequest) -> Decoder: ...
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
+        """The error that a response with this status means. Header names are looked up in any case."""
+        ...

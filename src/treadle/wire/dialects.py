@@ -1,0 +1,45 @@
+"""What compatible servers do differently, as data.
+
+The decoder needs no dialect: it reads every shape in docs/protocols/chat.md. What is sent may differ.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from treadle.values.request import Finish
+
+__all__ = ["FINISH", "Dialect"]
+
+
+class Dialect(Struct, frozen=True, kw_only=True, gc=False):
+    """How requests to one kind of server differ.
+
+    Attributes:
+        send_reasoning: Send reasoning back in the field it came in. Some hosted APIs answer it with a 400.
+        ask_usage: Send `stream_options.include_usage`.
+    """
+
+    send_reasoning: bool = True
+    ask_usage: bool = True
+
+
+FINISH: dict[str, Finish] = {
+    # OpenAI's own words; all captured from llama.cpp, vLLM and LiteLLM except content_filter.
+    "stop": "end",
+    "tool_calls": "tool_use",
+    "length": "length",
+    "content_filter": "refused",
+    "function_call": "tool_use",
+    # Reported from compatible servers, not captured: text-generation-inference, Mistral, Anthropic-like gateways.
+    "eos": "end",
+    "eos_token": "end",
+    "stop_sequence": "end",
+    "end_turn": "end",
+    "tool_use": "tool_use",
+    "max_tokens": "length",
+    "model_length": "length",
+    "safety": "refused",
+    "refusal": "refused",
+}
+"""What a `finish_reason` means. Anything else is `unknown`: it ends a text turn and runs no calls."""
