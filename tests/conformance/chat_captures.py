@@ -72,7 +72,7 @@ def outcome(case: str, chunks: Iterable[bytes]) -> dict[str, Any]:
     except ModelError as error:
         result["error"] = type(error).__name__
     result["deltas"] = merged(deltas)
-    result["reply"] = msgspec.to_builtins(decoder.reply)
+    result["reply"] = msgspec.json.decode(msgspec.json.encode(decoder.reply))
     return result
 
 

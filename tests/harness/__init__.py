@@ -3,7 +3,10 @@
     async def main():
         async with ByteServer([sse(text_chunk("Hi"), Wait(100), finish_chunk("stop"))]) as server:
             ...  # a client of `server.url`
-    run_virtual(main())  # takes no real time, and fails if anything is left open
+
+    run_virtual(main())
+
+takes no real time, and fails if anything is left open.
 """
 
 from .chat import call_chunk, completion, finish_chunk, reply, text_chunk, thinking_chunk, usage_chunk

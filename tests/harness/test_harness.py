@@ -138,6 +138,16 @@ def test_a_quiescent_hook_holds_time() -> None:
     assert run_virtual(main()) == ("done", 0)
 
 
+def test_a_tool_in_a_thread_holds_time() -> None:
+    threads = pytest.importorskip("treadle.tools.threads")
+
+    async def main() -> tuple[str, float]:
+        async with asyncio.timeout(0.001):
+            return await threads.run_in_thread(lambda: time.sleep(0.05) or "done"), now()
+
+    assert run_virtual(main()) == ("done", 0)
+
+
 def test_settled_waits_for_all_that_needs_no_time() -> None:
     async def main() -> tuple[int, float]:
         turns = 0
@@ -226,6 +236,11 @@ async def leave_a_socket() -> None:
     socket.socket()
 
 
+async def leave_a_socket_in_a_cycle() -> None:
+    cycle: list[Any] = [socket.socket()]
+    cycle.append(cycle)
+
+
 async def leave_an_exception() -> None:
     async def fail() -> None:
         raise ValueError("nobody looks")
@@ -249,6 +264,7 @@ async def leave_a_coroutine() -> None:
         (leave_a_connection, "left open: _SelectorSocketTransport"),
         (leave_a_listener, "left open: file .*_accept_connection"),
         (leave_a_socket, "ResourceWarning: unclosed <socket"),
+        (leave_a_socket_in_a_cycle, "ResourceWarning: unclosed <socket"),
         (leave_an_exception, r"never retrieved: ValueError\('nobody looks'\)"),
         (leave_a_failed_callback, "reported to the loop: Exception in callback"),
         (leave_a_coroutine, "RuntimeWarning: coroutine 'sleep' was never awaited"),
@@ -454,7 +470,11 @@ def test_a_prefix_that_moved_fails_the_block_when_asked_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [(b"nonsense\r\n\r\n", "connection 0: ValueError"), (b"POST /x HTTP/1.1\r\n\r\n", "ZeroDivision")]
+    ("data", "words"),
+    [
+        (b"nonsense\r\n\r\n", "connection 0: ValueError"),
+        (b"POST /x HTTP/1.1\r\n\r\n", "connection 0: ZeroDivisionError"),
+    ],
 )
 def test_what_goes_wrong_in_the_server_fails_the_block(data: bytes, words: str) -> None:
     async def main() -> None:
@@ -490,7 +510,6 @@ def test_the_same_script_gives_the_same_run_a_hundred_times() -> None:
         return seen
 
     first = run_virtual(main())
-    assert [time for time, _ in first if time] == [3.0] * (len(first) // 2)
     assert all(run_virtual(main()) == first for _ in range(100))
 
 
@@ -595,8 +614,8 @@ def test_a_good_history_passes() -> None:
         ([{**USER, "tool_calls": []}], r"messages\[0\] is from user and has tool_calls"),
         ([USER, assistant(), USER], r"messages\[1\] has neither text nor calls"),
         ([USER, assistant(content=""), USER], r"messages\[1\] has neither text nor calls"),
-        ([USER, assistant(content="x", tool_calls=[]), USER], r"messages\[1\] has tool_calls that are not a list, or"),
-        ([USER, assistant(content="x", tool_calls=None), USER], r"messages\[1\] has tool_calls that are not a list, or"),
+        ([USER, assistant(content="x", tool_calls=[]), USER], r"messages\[1\] has tool_calls that are not a list"),
+        ([USER, assistant(content="x", tool_calls=None), USER], r"messages\[1\] has tool_calls that are not a list"),
         ([USER, result("a")], r"messages\[1\] is a result without a call"),
         ([USER, assistant("a"), result("a"), result("a")], r"messages\[3\] is a result without a call"),
         ([USER, assistant("a"), USER], r"messages\[2\] comes before the results of \['a'\]"),

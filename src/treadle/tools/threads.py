@@ -11,7 +11,7 @@ import contextvars
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 __all__ = ["abandoned", "run_in_thread", "running_count"]
 
@@ -47,27 +47,27 @@ async def run_in_thread(fn: Callable[[], T]) -> T:
     Cancelling the waiting task abandons the thread.
 
     Raises:
-        RuntimeError: `fn` raised an exception that would stop a program, a task or a generator (`SystemExit`,
-            `KeyboardInterrupt`, `CancelledError`, `StopIteration`, ...): it is the cause. Or no thread could be started.
+        RuntimeError: `fn` raised what would stop a program, a task or a generator (`SystemExit`, `KeyboardInterrupt`,
+            `CancelledError`, `StopIteration`, ...); that is its cause. Or no thread could be started.
         BaseException: Any other exception of `fn`, as it is.
     """
     loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    waiter: asyncio.Future[None] = loop.create_future()
+    outcome: list[tuple[T | None, BaseException | None]] = []
     context = contextvars.copy_context()
 
-    def deliver(result: Any, error: BaseException | None) -> None:
+    def deliver() -> None:
         _running.pop(thread, None)
         if not waiter.done():
-            waiter.set_result((result, error))
+            waiter.set_result(None)
 
     def work() -> None:
-        result, error = None, None
         try:
-            result = context.run(fn)
-        except BaseException as raised:
-            error = raised
+            outcome.append((context.run(fn), None))
+        except BaseException as error:
+            outcome.append((None, error))
         try:
-            loop.call_soon_threadsafe(deliver, result, error)
+            loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             _running.pop(thread, None)
 
@@ -76,16 +76,17 @@ async def run_in_thread(fn: Callable[[], T]) -> T:
     thread.start()
     _running[thread] = loop
     try:
-        result, error = await waiter
+        await waiter
     finally:
         if _running.pop(thread, None) is not None:  # cancelled, or the coroutine was closed
             _abandoned.difference_update([t for t in tuple(_abandoned) if not t.is_alive()])
             _abandoned.add(thread)
-    if error is None:
-        return result
+    result, error = outcome.pop()
     try:
         if isinstance(error, _MISREAD):
             raise RuntimeError(f"a function in a thread raised {type(error).__name__}: {error}") from error
-        raise error
+        if error is not None:
+            raise error
+        return cast("T", result)
     finally:
         del error  # its traceback holds this frame

@@ -184,6 +184,8 @@ class ChatDecoder:
         if payload == b"[DONE]":
             self.done = True
             return
+        if not payload:
+            return  # a ping
         try:
             chunk = _decode_chunk(payload)
         except (msgspec.MsgspecError, RecursionError):

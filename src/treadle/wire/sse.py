@@ -34,6 +34,7 @@ class SSEDecoder:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.overflow = False
         self._max = max_frame_bytes
+        self._max_held = max_frame_bytes + len(b"data: ")
         self._tail: list[bytes] = []  # pieces of the unfinished last line
         self._size = 0  # bytes held for the unfinished frame
         self._data: list[bytes] = []
@@ -82,6 +83,9 @@ class SSEDecoder:
                     frames.append((self._event, frame))
                     pending.clear()
                 self._event = ""
+            elif len(line) > self._max_held:
+                self.overflow = True
+                break
             else:
                 self._field(line)
         self._size = 0
@@ -107,7 +111,7 @@ class SSEDecoder:
 
     def _grow(self, size: int) -> None:
         self._size += size
-        if self._size > self._max:
+        if self._size > self._max_held:
             self.overflow = True
             self._tail.clear()
             self._data.clear()

@@ -1,0 +1,103 @@
+"""Requests: frozen bytes, and laws 5 and 9."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treadle.errors import UsageError
+from treadle.values.messages import (
+    AssistantMessage,
+    Message,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.wire.chat import ChatCodec
+from treadle.wire.dialects import Dialect
+
+CONVERSATION: tuple[Message, ...] = (
+    UserMessage("Weather in Oslo? 日本"),
+    AssistantMessage(
+        (Thinking("look it up"), Text("I look."), ToolCall("a", "get_weather", '{"city" :"Oslo"}'), ToolCall("b", "f", "{broken"))
+    ),
+    ToolMessage("a", "get_weather", "4 C"),
+    ToolMessage("b", "f", "invalid arguments", is_error=True),
+    AssistantMessage((Thinking("t", "content", "<think>t</think>\n"), Text("Cold."))),
+    SystemMessage("Be kind."),
+    UserMessage("Thanks"),
+)
+TOOL = ToolSpec(name="get_weather", description="Weather.", parameters={"type": "object", "properties": {}})
+
+
+def encode(request: ModelRequest, dialect: Dialect | None = None) -> bytes:
+    return ChatCodec(dialect).encoder("m").encode(request)
+
+
+def test_golden_bytes() -> None:
+    request = ModelRequest(
+        messages=CONVERSATION, instructions="Be brief.", tools=(TOOL,), options=Options(temperature=0.0, max_tokens=9, stop=("\n",), tool_choice="get_weather", seed=1, extra_body={"top_k": 5})
+    )  # fmt: skip
+    assert encode(request).decode() == (
+        '{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":9,"temperature":0.0,"seed":1,"stop":["\\n"],'
+        '"tool_choice":{"type":"function","function":{"name":"get_weather"}},"top_k":5,'
+        '"tools":[{"type":"function","function":{"name":"get_weather","description":"Weather.","parameters":{"type":"object","properties":{}}}}],'
+        '"messages":[{"role":"system","content":"Be brief."},'
+        '{"role":"user","content":"Weather in Oslo? 日本"},'
+        '{"role":"assistant","content":"I look.","reasoning_content":"look it up","tool_calls":['
+        '{"id":"a","type":"function","function":{"name":"get_weather","arguments":"{\\"city\\" :\\"Oslo\\"}"}},'
+        '{"id":"b","type":"function","function":{"name":"f","arguments":"{}"}}]},'
+        '{"role":"tool","tool_call_id":"a","content":"4 C"},'
+        '{"role":"tool","tool_call_id":"b","content":"Error: invalid arguments"},'
+        '{"role":"assistant","content":"<think>t</think>\\nCold."},'
+        '{"role":"system","content":"Be kind."},'
+        '{"role":"user","content":"Thanks"}]}'
+    )
+
+
+def test_what_is_not_set_is_not_sent() -> None:
+    assert encode(ModelRequest(messages=(UserMessage("x"),)), Dialect(ask_usage=False)) == (
+        b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}'
+    )
+
+
+def test_a_server_that_refuses_reasoning_gets_none() -> None:
+    sent = json.loads(encode(ModelRequest(messages=CONVERSATION), Dialect(send_reasoning=False)))
+    assert all("reasoning_content" not in message for message in sent["messages"])
+
+
+@pytest.mark.parametrize("name", ["", "a b", "functions.get", "é", "x" * 100])
+def test_a_name_that_strict_servers_refuse_is_mended_in_the_history(name: str) -> None:
+    message = AssistantMessage((ToolCall("a", name, "{}"),))
+    sent = json.loads(encode(ModelRequest(messages=(message, ToolMessage("a", name, "no such tool", is_error=True)))))
+    written = sent["messages"][0]["tool_calls"][0]["function"]["name"]
+    assert 1 <= len(written) <= 64 and written.replace("_", "a").isalnum() and written.isascii()
+
+
+@pytest.mark.parametrize("field", ["messages", "stream", "model", "tools", "n"])
+def test_extra_body_cannot_take_over_the_request(field: str) -> None:
+    with pytest.raises(UsageError, match=field):
+        encode(ModelRequest(messages=(), options=Options(extra_body={field: 1})))
+
+
+@given(st.integers(0, len(CONVERSATION)), st.integers(0, len(CONVERSATION)), st.booleans())
+def test_an_encoder_with_a_past_writes_what_a_new_one_writes(first: int, second: int, instructed: bool) -> None:
+    encoder = ChatCodec().encoder("m")
+    encoder.encode(ModelRequest(messages=CONVERSATION[:first], instructions="Be brief."))
+    request = ModelRequest(messages=CONVERSATION[:second], instructions="Be brief." if instructed else None)
+    assert encoder.encode(request) == encode(request)
+
+
+@given(st.integers(0, len(CONVERSATION) - 1))
+def test_a_longer_conversation_extends_the_bytes_of_a_shorter_one(length: int) -> None:
+    encoder = ChatCodec().encoder("m")
+    shorter = encoder.encode(ModelRequest(messages=CONVERSATION[:length], tools=(TOOL,)))
+    longer = encoder.encode(ModelRequest(messages=CONVERSATION, tools=(TOOL,)))
+    assert longer.startswith(shorter.removesuffix(b"]}"))
