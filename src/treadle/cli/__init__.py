@@ -1,0 +1,20 @@
+"""The command line. `main` is the `treadle` command; without the extra `cli` it says how to install it."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the `treadle` command and exit with its code."""
+    try:
+        import click  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import rich  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        print("The treadle command needs the extra `cli`. Install it with:\n\n    pip install 'treadle[cli]'", file=sys.stderr)
+        sys.exit(2)
+    from treadle.cli.main import treadle
+
+    treadle()

@@ -1,112 +1,109 @@
-"""A function's signature as a JSON Schema, and the strict way back from what a model wrote to Python values.
+"""Parameters as a JSON Schema, and the strict way back from what a model wrote to Python values.
 
 The schema is plain: closed objects, a definition only where something is used twice or holds itself, no titles, the
-order of the source kept. The same signature gives the same bytes in every process. Decoding is stricter than JSON
-libraries are: one object, no key twice, no unknown field at any depth, no NaN, no text where a number belongs. A whole
-number is taken for a float; `1.0` is not taken for an int.
+order of the source kept. The same parameters give the same bytes in every process.
+
+Decoding takes one JSON object (no text at all counts as an empty one) with no key twice, no unknown field at any
+depth, no NaN, and no text where a number belongs. A whole number is taken for a float; `1.0` is not taken for an int.
 """
 
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import inspect
+import itertools
 import json
 import re
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeAlias, Union, cast
+from typing import get_args, get_origin, get_type_hints
 
 import msgspec
 import msgspec.inspect as mi
 
 from treadle.errors import ToolDefinitionError
 
-__all__ = ["InvalidArguments", "Parameters", "signature"]
+__all__ = ["InvalidArguments", "Parameters"]
 
 Schema: TypeAlias = dict[str, Any]
 
-_REF = "#/$defs/"
-
 
 class InvalidArguments(Exception):
-    """The model's arguments do not fit the tool. The message is what the model reads: where, and what was expected."""
+    """The model's arguments do not fit the tool. The message is for the model: where, and what was expected."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message if len(message) <= 1000 else message[:1000] + "...")
 
 
-# --- the signature ---------------------------------------------------------------------------------------------------
+class Parameters:
+    """What a tool takes. Everything is prepared here, because `decode` is on the path of every call.
 
-
-def signature(fn: Callable[..., Any], name: str, *, method: bool) -> list[inspect.Parameter]:
-    """The parameters a model may fill, annotations evaluated. `method`: the first one is left out.
-
-    Raises:
-        ToolDefinitionError: One of them cannot be filled by name, or has no annotation that can be evaluated.
+    Attributes:
+        schema: A JSON Schema of type object.
     """
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())[method:]
-    except (TypeError, ValueError, NameError) as error:
-        raise ToolDefinitionError(
-            f"tool `{name}`: its signature cannot be read: {error}", hint="Wrap it in a function with annotations."
-        ) from error
-    if isinstance(fn, functools.partial):  # what it binds is not the model's to change
-        parameters = [p for p in parameters if p.name not in fn.keywords]
-    for p in parameters:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            _refuse(name, p.name, f"`{p}` has no schema", "Write each parameter out, or take one `dict` or `list`.")
-        if p.kind is p.POSITIONAL_ONLY:
-            _refuse(name, p.name, "it is positional-only", "Remove the `/`: a model passes arguments by name.")
-        if p.annotation is p.empty:
-            _refuse(name, p.name, "it has no type annotation", f"Write `{p.name}: str`, or another type JSON can express.")
-        if type(p.default).__name__ == "FieldInfo":
-            _refuse(
-                name, p.name, "a pydantic `Field` is no default", f"Write `{p.name}: Annotated[T, Field(...)] = value`."
-            )
-    plain = _plain(fn)
-    holder = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
-    try:
-        hints = get_type_hints(holder, getattr(plain, "__globals__", {}), _local_names(plain), include_extras=True)
-    except (NameError, SyntaxError, TypeError, AttributeError) as error:
-        raise ToolDefinitionError(
-            f"tool `{name}`: an annotation cannot be evaluated: {error}",
-            hint="Define or import the name at module level, outside `if TYPE_CHECKING`.",
-        ) from error
-    return [p.replace(annotation=hints[p.name]) for p in parameters]
+
+    def __init__(self, tool: str, parameters: Sequence[inspect.Parameter], said: Mapping[str, str]) -> None:
+        """`parameters` with evaluated annotations; `said` describes those whose annotation does not.
+
+        Raises:
+            ToolDefinitionError: JSON cannot express an annotation.
+        """
+        drawing = _Drawing({}, {})
+        properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
+        if drawing.new_models:  # pydantic names the definitions of all models together, so they come first
+            drawing = _Drawing(*_pydantic_schemas(tool, drawing.new_models))
+            properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
+        self.schema = _object({}, properties, [p.name for p in parameters if p.default is p.empty])
+        if defs := _tidied(self.schema, drawing.defs):
+            self.schema["$defs"] = defs
+        self._struct = msgspec.defstruct(
+            "Arguments", [_field(p) for p in parameters], kw_only=True, forbid_unknown_fields=True
+        )
+        self._rules = _Rules(self.schema.get("$defs", {}))
+        self._nested = {name: schema for name, schema in properties.items() if self._rules.concern(schema)}
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """Values by name, absent ones filled from the signature.
+
+        Raises:
+            InvalidArguments: For any text that does not fit, and nothing else for any text.
+        """
+        try:
+            value = _loads(text)
+            if not value.keys() <= self.schema["properties"].keys():
+                raise InvalidArguments(_unknown("", value, self.schema["properties"]))
+            for name in self._nested.keys() & value.keys():
+                if problem := self._rules.broken(self._nested[name], value[name], name):
+                    raise InvalidArguments(problem)
+            struct = msgspec.convert(value, self._struct, str_keys=True, dec_hook=_decode_other)
+        except InvalidArguments:
+            raise
+        except msgspec.ValidationError as error:
+            raise InvalidArguments(self._explained(str(error))) from None
+        except RecursionError:
+            raise InvalidArguments("the arguments are nested too deeply") from None
+        except Exception as error:  # a `__post_init__`, a validator, a list in a set, half a surrogate pair
+            raise InvalidArguments(f"invalid value: {type(error).__name__}: {error}") from None
+        return msgspec.structs.asdict(struct)
+
+    def _explained(self, error: str) -> str:
+        """msgspec's message with the place first, as a caller would write it, and the values it could have been."""
+        match = re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", error, re.S)
+        said, in_key, path = match.groups() if match else (error, None, None)
+        said = said.removeprefix("Object ")
+        said = said[:1].lower() + said[1:]
+        if said.startswith("invalid") and path and (allowed := self._rules.choices(self.schema, path)):
+            said += "; expected one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+        return f"{'a key of ' if in_key else ''}`{path}`: {said}" if path else said
 
 
-def _refuse(name: str, parameter: str, reason: str, hint: str) -> NoReturn:
-    raise ToolDefinitionError(f"tool `{name}`: parameter `{parameter}`: {reason}", hint=hint)
-
-
-def _plain(fn: Any) -> Any:
-    """The function in whose scope the annotations were written."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if not isinstance(fn, types.FunctionType | types.MethodType):
-        fn = getattr(type(fn), "__call__", fn)
-    return inspect.unwrap(getattr(fn, "__func__", fn))
-
-
-def _local_names(fn: Any) -> dict[str, Any]:
-    """Names of the scopes around a nested function: of those that are being executed now, and what it closes over."""
-    names: dict[str, Any] = {}
-    qualname = getattr(fn, "__qualname__", "")
-    frame = sys._getframe() if "." in qualname else None  # pyright: ignore[reportPrivateUsage]
-    while frame is not None:
-        if frame.f_globals is fn.__globals__ and qualname.startswith(frame.f_code.co_qualname + "."):
-            names = {**frame.f_locals, **names}
-        frame = frame.f_back
-    if getattr(fn, "__closure__", None):
-        names.update(inspect.getclosurevars(fn).nonlocals)
-    return names
-
-
-# --- the schema ------------------------------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------------------------------
 
 _KINDS: dict[type[mi.Type], Schema] = {
     mi.AnyType: {},
@@ -132,52 +129,57 @@ _BOUNDS = {
     "multiple_of": "multipleOf",
     "pattern": "pattern",
 }
+_JSON_TYPES = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "object": (dict,),
+    "array": (list,),
+}
+_ANY = (str, int, float, bool, type(None), dict, list)
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _KEYS = (mi.AnyType, mi.StrType, mi.IntType, mi.DateType, mi.EnumType, mi.LiteralType)
+_TYPES = {str: "string", int: "integer", bool: "boolean"}
+_Class: TypeAlias = mi.StructType | mi.TypedDictType | mi.DataclassType | mi.NamedTupleType
 
 
-def _resolved(hint: Any) -> Any:
-    """The hint with each description and bound as `msgspec.Meta`, however it was written."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        metas = [meta for meta in map(_meta, args[1:]) if meta is not None]
-        return Annotated[(_resolved(args[0]), *metas)] if metas else _resolved(args[0])
-    inner = tuple(_resolved(arg) for arg in args) if origin is not Literal else args
-    if inner == args:
-        return hint
-    return Union[inner] if origin is Union or origin is types.UnionType else origin[inner]
-
-
-def _meta(said: Any) -> msgspec.Meta | None:
-    """A text, PEP 727 `Doc`, `annotated_types` bound or pydantic `Field` as msgspec has it; None for anything else."""
-    if isinstance(said, msgspec.Meta):
-        return said
-    found: dict[str, Any] = {}
-    for text in (said, getattr(said, "documentation", None), getattr(said, "description", None)):
-        if isinstance(text, str):
-            found.setdefault("description", text)
-    for part in (said, *(getattr(said, "metadata", None) or ())):  # a `Field` keeps its bounds in `metadata`
-        for name in (*_BOUNDS, "min_length", "max_length"):
-            if isinstance(value := getattr(part, name, None), int | float | str):
-                found[name] = value
-    return msgspec.Meta(**found) if found else None
+def _drawn(tool: str, p: inspect.Parameter, said: Mapping[str, str], drawing: _Drawing) -> Schema:
+    hint = _resolved(p.annotation)
+    try:
+        info = mi.type_info(hint)
+        schema = drawing.draw(info, hint)
+        copy.deepcopy(p.default)
+    except Exception as error:  # whatever msgspec or the evaluation of a class's annotations says
+        hint = "Write a type JSON can express: str, int, float, bool, list, dict, Literal, an Enum, a dataclass."
+        if "union" in str(error):
+            hint = "JSON alone must tell a union's members apart: use one type, or msgspec Structs with `tag=True`."
+        elif isinstance(error, NameError):
+            hint = "Define the class that names it at module level."
+        reason = f"`{inspect.formatannotation(p.annotation)}` cannot be offered to a model: {error}"
+        raise ToolDefinitionError(f"tool `{tool}`: parameter `{p.name}`: {reason}", hint=hint) from error
+    described = isinstance(info, mi.Metadata) and "description" in _said(info)
+    if p.name in said and not described:
+        schema["description"] = said[p.name]
+    return schema if p.default is p.empty else {**schema, **_default(p.default)}
 
 
 class _Drawing:
-    """Schemas of one signature. Classes and pydantic models are drawn once, in `defs`."""
+    """The schemas of one tool. Classes and pydantic models are in `defs`, each once."""
 
-    def __init__(self, models: Mapping[Any, Schema], defs: dict[str, Schema]) -> None:
+    def __init__(self, refs: Mapping[Any, Schema], defs: dict[str, Schema]) -> None:
         self.defs = defs
-        self._refs = dict(models)
-        self.unknown_models: list[Any] = []
+        self.new_models: list[Any] = []
+        self._refs = dict(refs)
 
     def draw(self, t: mi.Type, hint: Any) -> Schema:
         match t:
             case mi.Metadata():
-                return {**self.draw(t.type, hint), **(t.extra_json_schema or {})}
+                return {**self.draw(t.type, hint), **_said(t)}
             case mi.LiteralType():
                 return _choice(sorted(t.values, key=functools.partial(_place, _literals(hint))))
-            case mi.EnumType():
+            case mi.EnumType() if not issubclass(t.cls, enum.Flag):
                 return {**_choice([member.value for member in t.cls]), **_doc(t.cls)}
             case mi.UnionType():
                 members = sorted(t.types, key=lambda member: isinstance(member, mi.NoneType))
@@ -186,18 +188,18 @@ class _Drawing:
                 return self._custom(t.cls)
             case mi.StructType() | mi.TypedDictType() | mi.DataclassType() | mi.NamedTupleType():
                 return self._class(t)
-            case mi.CollectionType():
-                items = self.draw(t.item_type, hint)
-                drawn = {"type": "array", **({"items": items} if items else {})}
             case mi.TupleType():
                 items = [self.draw(item, hint) for item in t.item_types]
                 return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
+            case mi.CollectionType():
+                items = self.draw(t.item_type, hint)
+                drawn: Schema = {"type": "array", "items": items} if items else {"type": "array"}
             case mi.DictType():
                 drawn = self._dict(t, hint)
-            case _:
-                if type(t) not in _KINDS:
-                    raise TypeError(f"`{type(t).__name__}` is not a type JSON can express")
+            case _ if type(t) in _KINDS:
                 drawn = dict(_KINDS[type(t)])
+            case _:
+                raise TypeError(f"`{getattr(t, 'cls', type(t)).__name__}` is not a type JSON can express")
         for name, keyword in _BOUNDS.items():
             if (value := getattr(t, name, None)) is not None:
                 drawn[keyword] = value
@@ -208,65 +210,338 @@ class _Drawing:
 
     def _dict(self, t: mi.DictType, hint: Any) -> Schema:
         key = t.key_type.type if isinstance(t.key_type, mi.Metadata) else t.key_type
-        if not isinstance(key, _KEYS):
-            raise TypeError("a `dict` here needs keys of type `str`, `int`, `date`, an `Enum` or a `Literal`")
-        names = self.draw(key, hint)
-        kind = names.pop("type", None)
-        values = self.draw(t.value_type, hint)
-        return {
-            "type": "object",
-            **({"propertyNames": names} if names and kind == "string" else {}),
-            **({"additionalProperties": values} if values else {}),
-        }
+        if not isinstance(key, _KEYS):  # others have several spellings of one key, or no decoding
+            raise TypeError("the keys of a `dict` must be `str`, `int`, `date`, an `Enum` or a `Literal`")
+        names, values = self.draw(key, hint), self.draw(t.value_type, hint)
+        drawn: Schema = {"type": "object"}
+        if names.pop("type", None) == "string" and names:
+            drawn["propertyNames"] = names
+        return {**drawn, "additionalProperties": values} if values else drawn
 
     def _custom(self, cls: Any) -> Schema:
         if cls in self._refs:
             return dict(self._refs[cls])
-        if _is_model(cls):
-            self.unknown_models.append(cls)
+        pydantic = sys.modules.get("pydantic")
+        if isinstance(cls, type) and pydantic is not None and issubclass(cls, pydantic.BaseModel):
+            self.new_models.append(cls)
             return {}
         if isinstance(cls, type) and issubclass(cls, PurePath):
             return {"type": "string"}
         raise TypeError(f"`{getattr(cls, '__name__', cls)}` is not a type JSON can express")
 
-    def _class(self, t: mi.StructType | mi.TypedDictType | mi.DataclassType | mi.NamedTupleType) -> Schema:
-        cls: Any = getattr(t.cls, "__origin__", t.cls)
+    def _class(self, t: _Class) -> Schema:
+        cls = getattr(cast("Any", t.cls), "__origin__", t.cls)
+        if getattr(t, "array_like", False) or hasattr(cls, "__pydantic_fields__"):
+            raise TypeError(f"`{cls.__name__}` is an array-like Struct or a pydantic dataclass; use an ordinary one")
         if t.cls not in self._refs:
-            if getattr(t, "array_like", False) or hasattr(cls, "__pydantic_fields__"):
-                raise TypeError(f"`{cls.__name__}` is an array-like Struct or a pydantic dataclass: use an ordinary one")
-            name = cls.__name__ + ("_2" if cls.__name__ in self.defs else "")
-            while name in self.defs:
-                name = f"{cls.__name__}_{int(name.rpartition('_')[2]) + 1}"
-            self._refs[t.cls] = {"$ref": _REF + name}
-            self.defs[name] = {}  # holds the name while a field draws this class again
+            names = (cls.__name__ + (f"_{n}" if n > 1 else "") for n in itertools.count(1))
+            name = next(name for name in names if name not in self.defs)
+            self._refs[t.cls] = {"$ref": f"#/$defs/{name}"}
+            self.defs[name] = {}  # keeps the name while a field draws this class again
             self.defs[name] = self._fields(t, cls)
         return dict(self._refs[t.cls])
 
-    def _fields(self, t: Any, cls: Any) -> Schema:
+    def _fields(self, t: _Class, cls: Any) -> Schema:
         try:
             hints = get_type_hints(cls, include_extras=True)
         except NameError:
             hints = {}
-        fields: Sequence[mi.Field] = t.fields
-        if isinstance(t, mi.TypedDictType):
-            fields = sorted(fields, key=functools.partial(_place_of_field, list(cls.__annotations__)))
-        drawn: dict[str, Schema] = {}
-        if getattr(t, "tag_field", None):
-            drawn[t.tag_field] = _choice([t.tag])
-        required = list(drawn)
-        for field in fields:
+        tag_field: str | None = getattr(t, "tag_field", None)
+        properties: dict[str, Schema] = {tag_field: _choice([getattr(t, "tag", None)])} if tag_field else {}
+        required = list(properties)
+        order = list(cls.__annotations__) if isinstance(t, mi.TypedDictType) else [field.name for field in t.fields]
+        for field in sorted(t.fields, key=lambda field: order.index(field.name)):
             hint = hints.get(field.name)
-            drawn[field.encode_name] = schema = self.draw(field.type, hint)
-            for said in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-                if (meta := _meta(said)) is not None and meta.description:
-                    schema["description"] = meta.description
+            schema = self.draw(field.type, hint)
+            if text := _described(hint):
+                schema["description"] = text
             if field.required:
                 required.append(field.encode_name)
             elif field.default_factory in (list, dict, set):
                 schema.update(_default(field.default_factory()))
             elif field.default is not msgspec.NODEFAULT:
                 schema.update(_default(field.default))
+            properties[field.encode_name] = schema
         if isinstance(t, mi.NamedTupleType):
-            items = list(drawn.values())
-            return {"type": "array", **_doc(cls), "prefixItems": items, "minItems": len(required), "maxItems": len(items)}
-        return {"type": "object", **_doc(cls), "properties": drawn, "required": required, "additionalProperties": False}
+            bounds = {"minItems": len(required), "maxItems": len(properties)}
+            return {"type": "array", **_doc(cls), "prefixItems": list(properties.values()), **bounds}
+        return _object(_doc(cls), properties, required)
+
+
+def _said(t: mi.Metadata) -> Schema:
+    return cast("Schema", t.extra_json_schema) or {}  # pyright: ignore[reportUnknownMemberType]
+
+
+def _object(doc: Schema, properties: dict[str, Schema], required: list[str]) -> Schema:
+    return {"type": "object", **doc, "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _choice(values: Iterable[Any]) -> Schema:
+    choices = list(values)
+    kinds: set[type[Any]] = {type(value) for value in choices}
+    kind = _TYPES.get(kinds.pop()) if len(kinds) == 1 else None
+    return {"type": kind, "enum": choices} if kind else {"enum": choices}
+
+
+def _doc(cls: Any) -> Schema:
+    text = inspect.cleandoc(cls.__doc__ or "")
+    generated = text.startswith(f"{cls.__name__}(")  # dataclasses and named tuples write one
+    return {"description": text} if text and not generated else {}
+
+
+def _literals(hint: Any) -> list[Any]:
+    """Values of every `Literal` in a hint, in the order of the source, which msgspec does not keep."""
+    args = get_args(hint)
+    return list(args) if get_origin(hint) is Literal else [value for arg in args for value in _literals(arg)]
+
+
+def _place(values: list[Any], value: Any) -> int:
+    return next((i for i, other in enumerate(values) if other == value and type(other) is type(value)), len(values))
+
+
+def _resolved(hint: Any) -> Any:
+    """The hint with each description and bound as `msgspec.Meta`, however it was written."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        metas = [meta for meta in map(_meta, args[1:]) if meta is not None]
+        return Annotated[(_resolved(args[0]), *metas)] if metas else _resolved(args[0])
+    inner = tuple(_resolved(arg) for arg in args)
+    if origin is Literal or inner == args:
+        return hint
+    return Union[inner] if origin is types.UnionType else origin[inner]
+
+
+def _meta(said: Any) -> msgspec.Meta | None:
+    """A text, a PEP 727 `Doc`, an `annotated_types` bound or a pydantic `Field`; None for anything else."""
+    if isinstance(said, msgspec.Meta):
+        return said
+    found: dict[str, Any] = {}
+    for text in (said, getattr(said, "documentation", None), getattr(said, "description", None)):
+        if isinstance(text, str):
+            found["description"] = text
+    for part in (said, *(getattr(said, "metadata", None) or ())):  # a `Field` keeps its bounds there
+        for name in (*_BOUNDS, "min_length", "max_length"):
+            if isinstance(value := getattr(part, name, None), int | float | str):
+                found[name] = value
+    return msgspec.Meta(**found) if found else None
+
+
+def _described(hint: Any) -> str | None:
+    """The description a class gives one of its fields."""
+    if get_origin(hint) in (Required, NotRequired):
+        hint = get_args(hint)[0]
+    metas = [_meta(said) for said in get_args(hint)[1:]] if get_origin(hint) is Annotated else []
+    return next((meta.description for meta in metas if meta is not None and meta.description), None)
+
+
+def _default(value: Any) -> Schema:
+    """The `default` keyword, if JSON can express the value."""
+    try:
+        encoded = msgspec.to_builtins(value, order="deterministic", str_keys=True, enc_hook=_encode_other)
+        json.dumps(encoded, allow_nan=False)
+    except (TypeError, ValueError, RecursionError, NotImplementedError):
+        return {}
+    return {"default": encoded}
+
+
+def _encode_other(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    dump = getattr(value, "model_dump", None)  # a pydantic model
+    if callable(dump):
+        return dump(mode="json", by_alias=True)
+    raise NotImplementedError
+
+
+def _pydantic_schemas(tool: str, models: Iterable[Any]) -> tuple[dict[Any, Schema], dict[str, Schema]]:
+    from pydantic.json_schema import models_json_schema
+
+    try:
+        refs, drawn = models_json_schema([(m, "validation") for m in models], ref_template="#/$defs/{model}")
+    except Exception as error:  # the user's types, hooks and validators
+        raise ToolDefinitionError(
+            f"tool `{tool}`: pydantic has no JSON Schema for one of its models: {error}",
+            hint="Change the field that the message names to a type JSON can express.",
+        ) from error
+    return {model: ref for (model, _), ref in refs.items()}, drawn.get("$defs", {})
+
+
+def _parts(schema: Schema) -> Iterator[Schema]:
+    """A schema and every schema in it, outermost first. Defaults and choices are values, not schemas."""
+    yield schema
+    for keyword, inner in list(schema.items()):
+        if keyword in ("properties", "patternProperties"):
+            inner = list(inner.values())
+        elif keyword in ("items", "additionalProperties", "propertyNames"):
+            inner = [inner] if isinstance(inner, dict) else []
+        elif keyword not in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            continue
+        for part in cast("list[Schema]", inner):
+            yield from _parts(part)
+
+
+def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
+    """Close objects, drop titles, put each definition that is used once in its place; what is left of `defs`.
+
+    A definition that holds itself is used from there and from outside, so it stays.
+    """
+    roots = (schema, *defs.values())
+    uses = Counter(part["$ref"] for root in roots for part in _parts(root) if "$ref" in part)
+    for root in roots:
+        for part in _parts(root):
+            while uses[part.get("$ref", "")] == 1:
+                said = {keyword: value for keyword, value in part.items() if keyword != "$ref"}
+                target = defs.pop(part["$ref"].removeprefix("#/$defs/"))
+                part.clear()
+                part.update(target, **said)
+            part.pop("title", None)
+            part.pop("discriminator", None)  # its mapping names definitions
+            if "properties" in part and "patternProperties" not in part:
+                part.setdefault("required", [])
+                part.setdefault("additionalProperties", False)
+    return defs
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def _field(p: inspect.Parameter) -> Any:
+    """A field of the struct that arguments become. What could be changed by one call is copied for each."""
+    if p.default is p.empty:
+        return (p.name, _resolved(p.annotation))
+    default: Any = p.default
+    fresh = isinstance(default, list | dict | set | bytearray) or _default(default) != {}
+    make: Callable[[], Any] = functools.partial(copy.deepcopy, default) if fresh else lambda: default
+    return (p.name, _resolved(p.annotation), msgspec.field(default_factory=make))
+
+
+def _loads(text: str) -> dict[str, Any]:
+    try:
+        value = _JSON.decode("{}" if not text or text.isspace() else text)
+    except json.JSONDecodeError as error:
+        raise InvalidArguments(f"the arguments are not valid JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise InvalidArguments("the arguments hold a number that is too long") from None
+    if not isinstance(value, dict):
+        raise InvalidArguments("the arguments must be one JSON object")
+    if "\\u" in text:  # may be half of a surrogate pair, which is no text
+        json.dumps(value, ensure_ascii=False).encode()
+    return cast("dict[str, Any]", value)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise InvalidArguments(f"the key `{twice}` is there twice in one object")
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise InvalidArguments(f"`{name}` is not a JSON value")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise InvalidArguments(f"the number `{text}` is too large")
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _decode_other(cls: Any, value: Any) -> Any:
+    """A path or a pydantic model, which are the types msgspec leaves to us."""
+    if not issubclass(cls, PurePath):
+        try:
+            return cls.model_validate_json(json.dumps(value), strict=True)  # strict JSON: a text is taken for a date
+        except ValueError as error:
+            problems: list[Any] = getattr(error, "errors", list)()
+            places = [".".join(map(str, problem["loc"])) + ": " + problem["msg"] for problem in problems[:5]]
+            raise ValueError("; ".join(places) or str(error)) from None
+    if not isinstance(value, str):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+    return cls(value)
+
+
+def _unknown(path: str, value: dict[str, Any], known: Mapping[str, Any]) -> str:
+    names = ", ".join(f"`{name}`" for name in value if name not in known)
+    allowed = ", ".join(f"`{name}`" for name in known) or "none"
+    return f"{f'`{path}`: ' if path else ''}unknown field {names}; allowed: {allowed}"
+
+
+class _Rules:
+    """What msgspec and pydantic let pass although the schema does not: unknown fields, and numbers for decimals."""
+
+    def __init__(self, defs: Mapping[str, Schema]) -> None:
+        self._defs = defs
+
+    def concern(self, schema: Schema) -> bool:
+        return any("properties" in p or "$ref" in p or p.get("format") == "decimal" for p in _parts(schema))
+
+    def broken(self, schema: Schema, value: Any, path: str) -> str | None:
+        """A broken rule in words, if every reading of the value breaks one. Wrong types are left to the decoders."""
+        problems = [self._broken(o, value, path) for o in self._options(schema) if self._fits(o, value)]
+        return problems[0] if problems and None not in problems else None
+
+    def _broken(self, schema: Schema, value: Any, path: str) -> str | None:
+        if type(value) is dict and schema.get("additionalProperties") is False:
+            if not value.keys() <= schema["properties"].keys():
+                return _unknown(path, value, schema["properties"])
+        if schema.get("format") == "decimal" and "n" in value.lower():
+            return f"`{path}`: expected a finite number"
+        for part, item, at in _inside(schema, value, path):
+            if problem := self.broken(part, item, at):
+                return problem
+        return None
+
+    def _fits(self, schema: Schema, value: Any) -> bool:
+        return any(
+            type(value) in _JSON_TYPES.get(option.get("type", ""), _ANY)
+            and value in option.get("enum", [value])
+            and value == option.get("const", value)
+            and (not isinstance(value, dict) or all(name in value for name in option.get("required", ())))
+            and all(self._fits(part, item) for part, item, _ in _inside(option, value, ""))
+            for option in self._options(schema)
+        )
+
+    def _options(self, schema: Schema) -> Iterator[Schema]:
+        if "$ref" in schema:
+            schema = self._defs[schema["$ref"].removeprefix("#/$defs/")]
+        inner = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+        if inner is None:
+            yield schema
+        for option in inner or ():
+            yield from self._options(option)
+
+    def choices(self, schema: Schema, path: str) -> list[Any]:
+        """The values a schema allows at a place such as `trip.legs[0].mode`; empty if it does not list them."""
+        options = list(self._options(schema))
+        for step in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
+            key = int(step[1:-1]) if step[1:-1].isdigit() else step
+            parts = [part for option in options if (part := _part(option, key))]
+            options = [option for part in parts for option in self._options(part)]
+        return [value for option in options for value in option.get("enum", ())]
+
+
+def _part(schema: Schema, key: str | int) -> Schema:
+    """The schema of one field or item; empty if it has none of its own."""
+    if isinstance(key, str):
+        part = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+    else:
+        items = schema.get("prefixItems", ())
+        part = items[key] if key < len(items) else schema.get("items")
+    return part if isinstance(part, dict) else {}
+
+
+def _inside(schema: Schema, value: Any, path: str) -> Iterator[tuple[Schema, Any, str]]:
+    """Fields or items of a value that have a schema of their own: schema, value, place."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if type(value) is dict:
+        pairs = value.items()
+    elif type(value) is list:
+        pairs = enumerate(value)
+    for key, item in pairs:
+        if part := _part(schema, key):
+            yield part, item, f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]"

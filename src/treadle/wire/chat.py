@@ -330,7 +330,9 @@ class ChatEncoder:
         if not self._written and request.instructions:
             self._add({"role": "system", "content": request.instructions})
         for message in request.messages[known:]:
-            self._add(_message(message, self._dialect))
+            item = _message(message, self._dialect)
+            if item["content"] != "" or item["role"] != "assistant":  # strict servers refuse an assistant that says nothing
+                self._add(item)
         self._messages, self._instructions = request.messages, request.instructions
         return b"".join((self._head(request), b',"messages":[', self._written, b"]}"))
 

@@ -1,0 +1,243 @@
+"""Functions as tools: what a model is told of them, and one call with the arguments it wrote."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+import types
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+
+from treadle.errors import ToolDefinitionError
+from treadle.tools.docstrings import describe
+from treadle.tools.schema import InvalidArguments, Parameters
+from treadle.tools.threads import run_in_thread
+from treadle.values.ports import Concurrency
+from treadle.values.request import ToolSpec
+
+__all__ = ["BoundCall", "FunctionTool", "InvalidArguments", "as_tool", "tool"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+@overload
+def tool(
+    fn: Callable[P, R],
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    concurrency: Concurrency = "exclusive",
+    timeout_s: float | None = None,
+) -> FunctionTool[P, R]: ...
+@overload
+def tool(
+    fn: None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    concurrency: Concurrency = "exclusive",
+    timeout_s: float | None = None,
+) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+def tool(fn: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
+    """The function as a tool: `@tool`, or `@tool(concurrency="read_only", timeout_s=30)`.
+
+    Its name is the tool's name, its docstring the description, its signature the schema. Parameters are described by
+    the docstring (Google, NumPy or Sphinx style) or by `Annotated[int, "How many."]`, which wins.
+
+    Raises:
+        ToolDefinitionError: The function cannot be offered to a model; the message names the parameter.
+    """
+    return functools.partial(tool, **settings) if fn is None else FunctionTool(fn, **settings)
+
+
+def as_tool(fn_or_tool: Callable[..., Any]) -> FunctionTool[..., Any]:
+    """The tool itself, or the function as a tool of concurrency class `exclusive`.
+
+    Raises:
+        ToolDefinitionError: It is neither, or a method without its object.
+    """
+    method: Any = getattr(fn_or_tool, "__func__", None)
+    if isinstance(method, FunctionTool):  # a class method, from Python 3.13 on
+        return cast("FunctionTool[..., Any]", method).__get__(cast("Any", fn_or_tool).__self__)
+    made: FunctionTool[..., Any] = (
+        cast("Any", fn_or_tool) if isinstance(fn_or_tool, FunctionTool) else FunctionTool(fn_or_tool)
+    )
+    if made.is_method:
+        _refuse(made.spec.name, "it is a method without its object", f"Pass `instance.{made.spec.name}`.")
+    return made
+
+
+class BoundCall:
+    """One call whose arguments passed every gate.
+
+    Attributes:
+        arguments: Values by parameter name, absent ones filled from the signature.
+    """
+
+    __slots__ = ("_fn", "_is_async", "arguments")
+
+    def __init__(self, fn: Callable[..., Any], is_async: bool, arguments: dict[str, Any]) -> None:
+        self._fn = fn
+        self._is_async = is_async
+        self.arguments = arguments
+
+    async def run(self) -> object:
+        """What the function returns. Its exceptions come out as they are.
+
+        An async function runs here, and cancelling cancels it. Any other runs in a thread, and cancelling leaves the
+        thread behind: see `treadle.tools.threads`.
+        """
+        if self._is_async:
+            return await self._fn(**self.arguments)
+        result = await run_in_thread(functools.partial(self._fn, **self.arguments))
+        return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+
+
+class FunctionTool(Generic[P, R]):
+    """A function with a schema. Calling it calls the function. In a class it binds like a method.
+
+    Attributes:
+        spec: What the model sees.
+        concurrency: How its calls run next to others of the same turn.
+        timeout_s: Seconds a call may take; None for the run's limit.
+        is_method: It was defined in a class and has no object yet: `instance.method` is the tool to offer.
+    """
+
+    spec: ToolSpec
+    concurrency: Concurrency
+    timeout_s: float | None
+    is_method: bool
+
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        concurrency: Concurrency = "exclusive",
+        timeout_s: float | None = None,
+    ) -> None:
+        if isinstance(fn, type | staticmethod | classmethod) or not callable(fn):
+            kind = type(cast("object", fn)).__name__
+            _refuse(name or kind, f"a `{kind}` is no tool", "`@tool` goes right above a `def`, below other decorators.")
+        inner = _inner(fn)
+        call = inner if hasattr(inner, "__name__") else type(inner).__call__
+        if name is None:
+            name = cast("str", getattr(inner, "__name__", type(inner).__name__))
+        if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
+            _refuse(name[:64], "that is no tool name", "Pass `name=` with 1 to 64 letters, digits, `_` or `-`.")
+        if concurrency not in get_args(Concurrency):
+            _refuse(name, f"no such concurrency: {concurrency!r}", f"Choose one of {', '.join(get_args(Concurrency))}.")
+        if timeout_s is not None and not timeout_s > 0:
+            _refuse(name, f"timeout_s is {timeout_s}", "Write seconds above 0, or None for the run's limit.")
+        if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+            _refuse(name, "it yields", "Return one value, such as a list.")
+        self.is_method, parameters = _signature(fn, call, name)
+        text, said = describe(call.__doc__ or inner.__doc__, [p.name for p in parameters])
+        functools.update_wrapper(self, call, updated=())
+        self.__wrapped__ = self._fn = fn
+        self._is_async = inspect.iscoroutinefunction(call)
+        self._parameters = Parameters(name, parameters, said)
+        self.spec = ToolSpec(
+            name=name,
+            description=text if description is None else description,
+            parameters=self._parameters.schema,
+        )
+        self.concurrency = concurrency
+        self.timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f"<FunctionTool {self.spec.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._fn(*args, **kwargs)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> FunctionTool[P, R]: ...
+    @overload
+    def __get__(
+        self: FunctionTool[Concatenate[Any, Q], S], instance: object, owner: type | None = None
+    ) -> FunctionTool[Q, S]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> FunctionTool[..., Any]:
+        if instance is None or not self.is_method:
+            return self
+        bound: Any = copy.copy(self)
+        bound.__wrapped__ = bound._fn = types.MethodType(self._fn, instance)
+        bound.is_method = False
+        return bound
+
+    def bind(self, arguments: str) -> BoundCall:
+        """A call with the arguments a model wrote, as JSON text.
+
+        Raises:
+            InvalidArguments: They do not fit. Nothing ran.
+        """
+        return BoundCall(self._fn, self._is_async, self._parameters.decode(arguments))
+
+
+def _refuse(name: str, reason: str, hint: str) -> NoReturn:
+    raise ToolDefinitionError(f"tool `{name}`: {reason}", hint=hint)
+
+
+def _inner(fn: Any) -> Any:
+    while isinstance(fn, functools.partial | FunctionTool):
+        fn = cast("Any", fn).func if isinstance(fn, functools.partial) else cast("Any", fn)._fn
+    return fn
+
+
+def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parameter]]:
+    """Whether the function lacks its object, and the parameters a model may fill, their annotations evaluated."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError, NameError) as error:
+        _refuse(name, f"its signature cannot be read: {error}", "Wrap it in a function with annotations.")
+    is_method = parameters[:1] != [] and parameters[0].name in ("self", "cls") and _is_bare(parameters[0])
+    bound: dict[str, Any] = fn.keywords if isinstance(fn, functools.partial) else {}  # not the model's to change
+    parameters = [p for p in parameters[is_method:] if p.name not in bound]
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            hint = "Write each parameter out, or take one `dict` or `list`."
+            _refuse(name, f"parameter `{p.name}`: `{str(p).partition(':')[0]}` has no schema", hint)
+        if p.kind is p.POSITIONAL_ONLY:
+            hint = "Remove the `/`: a model passes arguments by name."
+            _refuse(name, f"parameter `{p.name}`: it is positional-only", hint)
+        if _is_bare(p):
+            hint = f"Write `{p.name}: str`, or another type JSON can express."
+            _refuse(name, f"parameter `{p.name}`: it has no type annotation", hint)
+        if type(p.default).__name__ == "FieldInfo":
+            hint = f"Write `{p.name}: Annotated[..., Field(...)] = value`."
+            _refuse(name, f"parameter `{p.name}`: a pydantic `Field` is no default", hint)
+    written_in = inspect.unwrap(getattr(call, "__func__", call))
+    holder = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
+    try:
+        global_names = getattr(written_in, "__globals__", {})
+        hints = get_type_hints(holder, global_names, _local_names(written_in), include_extras=True)
+    except Exception as error:  # annotations are code
+        hint = "Define or import what it names at module level, outside `if TYPE_CHECKING`."
+        _refuse(name, f"an annotation cannot be evaluated: {error}", hint)
+    return is_method, [p.replace(annotation=hints[p.name]) for p in parameters]
+
+
+def _is_bare(p: inspect.Parameter) -> bool:
+    return p.annotation is p.empty
+
+
+def _local_names(fn: Any) -> dict[str, Any]:
+    """Names of the scopes around a nested function: those that are being executed now, and what it closes over."""
+    names: dict[str, Any] = {}
+    qualname = getattr(fn, "__qualname__", "")
+    frame = inspect.currentframe() if "." in qualname else None
+    while frame is not None:
+        if frame.f_globals is fn.__globals__ and qualname.startswith(frame.f_code.co_qualname + "."):
+            names = {**frame.f_locals, **names}
+        frame = frame.f_back
+    if getattr(fn, "__closure__", None):
+        names.update(inspect.getclosurevars(fn).nonlocals)
+    return names
