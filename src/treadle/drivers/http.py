@@ -297,26 +297,41 @@ class HttpReply:
                 raise error
 
 
-async def get_json(url: str, *, timeout_s: float = 2.0, headers: dict[str, str] | None = None) -> Any:
-    """What a GET of `url` answers with, decoded from JSON; None unless that is a 200 with JSON within the time.
+async def get_json(
+    url: str,
+    *,
+    timeout_s: float = 2.0,
+    headers: dict[str, str] | None = None,
+    body: Any = None,
+    api_key: ApiKey = None,
+) -> Any:
+    """What a GET of `url` answers with, decoded from JSON; None unless that is a 200 with JSON.
 
-    Reads at most 4 MiB.
+    With a `body` it is a POST of that body as JSON. Reads at most 4 MiB.
+
+    Raises:
+        TimeoutError: It took longer than `timeout_s`.
     """
+    sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
+    if key := api_key() if callable(api_key) else api_key:
+        sent["Authorization"] = f"Bearer {key}"
     async with asyncio.timeout(timeout_s), _session() as client:
         try:
-            async with client.get(
+            async with client.request(
+                "GET" if body is None else "POST",
                 url,
-                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})},
+                json=body,
+                headers=sent,
                 allow_redirects=False,
                 proxy=proxy_for(url),
                 ssl=ssl_context() if url.startswith("https:") else True,
             ) as response:
                 if response.status != 200:
                     return None
-                body = await response.content.read(2**22)
-                while not response.content.at_eof() and len(body) < 2**22:
-                    body += await response.content.read(2**22 - len(body))
-                return msgspec.json.decode(body)
+                answer = await response.content.read(2**22)
+                while not response.content.at_eof() and len(answer) < 2**22:
+                    answer += await response.content.read(2**22 - len(answer))
+                return msgspec.json.decode(answer)
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, RecursionError):
             return None
 

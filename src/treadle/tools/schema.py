@@ -19,10 +19,22 @@ import re
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NotRequired, Required, TypeAlias, Union, cast
-from typing import get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeAlias,
+    TypeGuard,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import msgspec.inspect as mi
@@ -86,9 +98,11 @@ class Parameters:
             raise
         except msgspec.ValidationError as error:
             raise InvalidArguments(self._explained(str(error))) from None
+        except UnicodeError:
+            raise InvalidArguments("a text holds half of a surrogate pair") from None
         except RecursionError:
             raise InvalidArguments("the arguments are nested too deeply") from None
-        except Exception as error:  # a `__post_init__`, a validator, a list in a set, half a surrogate pair
+        except Exception as error:  # a `__post_init__`, a validator, a list in a set
             raise InvalidArguments(f"invalid value: {type(error).__name__}: {error}") from None
         return msgspec.structs.asdict(struct)
 
@@ -98,7 +112,7 @@ class Parameters:
         said, in_key, path = match.groups() if match else (error, None, None)
         said = said.removeprefix("Object ")
         said = said[:1].lower() + said[1:]
-        if said.startswith("invalid") and path and (allowed := self._rules.choices(self.schema, path)):
+        if said.startswith("invalid") and path and (allowed := self._rules.choices(self.schema, path, in_key)):
             said += "; expected one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
         return f"{'a key of ' if in_key else ''}`{path}`: {said}" if path else said
 
@@ -137,8 +151,8 @@ _JSON_TYPES = {
     "null": (type(None),),
     "object": (dict,),
     "array": (list,),
+    "any": (str, int, float, bool, type(None), dict, list),
 }
-_ANY = (str, int, float, bool, type(None), dict, list)
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _KEYS = (mi.AnyType, mi.StrType, mi.IntType, mi.DateType, mi.EnumType, mi.LiteralType)
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
@@ -230,7 +244,8 @@ class _Drawing:
         raise TypeError(f"`{getattr(cls, '__name__', cls)}` is not a type JSON can express")
 
     def _class(self, t: _Class) -> Schema:
-        cls = getattr(cast("Any", t.cls), "__origin__", t.cls)
+        cls = cast("Any", t).cls
+        cls = getattr(cls, "__origin__", cls)
         if getattr(t, "array_like", False) or hasattr(cls, "__pydantic_fields__"):
             raise TypeError(f"`{cls.__name__}` is an array-like Struct or a pydantic dataclass; use an ordinary one")
         if t.cls not in self._refs:
@@ -308,7 +323,7 @@ def _resolved(hint: Any) -> Any:
     inner = tuple(_resolved(arg) for arg in args)
     if origin is Literal or inner == args:
         return hint
-    return Union[inner] if origin is types.UnionType else origin[inner]
+    return Union[inner] if origin is types.UnionType else origin[inner]  # noqa: UP007
 
 
 def _meta(said: Any) -> msgspec.Meta | None:
@@ -373,7 +388,7 @@ def _parts(schema: Schema) -> Iterator[Schema]:
         if keyword in ("properties", "patternProperties"):
             inner = list(inner.values())
         elif keyword in ("items", "additionalProperties", "propertyNames"):
-            inner = [inner] if isinstance(inner, dict) else []
+            inner = [inner] if _is_object(inner) else []
         elif keyword not in ("anyOf", "oneOf", "allOf", "prefixItems"):
             continue
         for part in cast("list[Schema]", inner):
@@ -409,10 +424,17 @@ def _field(p: inspect.Parameter) -> Any:
     """A field of the struct that arguments become. What could be changed by one call is copied for each."""
     if p.default is p.empty:
         return (p.name, _resolved(p.annotation))
-    default: Any = p.default
-    fresh = isinstance(default, list | dict | set | bytearray) or _default(default) != {}
-    make: Callable[[], Any] = functools.partial(copy.deepcopy, default) if fresh else lambda: default
+    make = functools.partial(copy.deepcopy if _is_value(p.default) else _same, p.default)
     return (p.name, _resolved(p.annotation), msgspec.field(default_factory=make))
+
+
+def _is_value(default: Any) -> bool:
+    """Whether a copy of it is as good. A marker, such as `object()`, is known by its identity."""
+    return isinstance(default, list | dict | set | bytearray) or _default(default) != {}
+
+
+def _same(default: Any) -> Any:
+    return default
 
 
 def _loads(text: str) -> dict[str, Any]:
@@ -422,11 +444,11 @@ def _loads(text: str) -> dict[str, Any]:
         raise InvalidArguments(f"the arguments are not valid JSON: {error.msg} at character {error.pos}") from None
     except ValueError:
         raise InvalidArguments("the arguments hold a number that is too long") from None
-    if not isinstance(value, dict):
+    if not _is_object(value):
         raise InvalidArguments("the arguments must be one JSON object")
     if "\\u" in text:  # may be half of a surrogate pair, which is no text
         json.dumps(value, ensure_ascii=False).encode()
-    return cast("dict[str, Any]", value)
+    return value
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -458,7 +480,7 @@ def _decode_other(cls: Any, value: Any) -> Any:
             return cls.model_validate_json(json.dumps(value), strict=True)  # strict JSON: a text is taken for a date
         except ValueError as error:
             problems: list[Any] = getattr(error, "errors", list)()
-            places = [".".join(map(str, problem["loc"])) + ": " + problem["msg"] for problem in problems[:5]]
+            places = [f"`{'.'.join(map(str, p['loc']))}`: {p['msg']}" for p in problems[:5]]
             raise ValueError("; ".join(places) or str(error)) from None
     if not isinstance(value, str):
         raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
@@ -469,6 +491,14 @@ def _unknown(path: str, value: dict[str, Any], known: Mapping[str, Any]) -> str:
     names = ", ".join(f"`{name}`" for name in value if name not in known)
     allowed = ", ".join(f"`{name}`" for name in known) or "none"
     return f"{f'`{path}`: ' if path else ''}unknown field {names}; allowed: {allowed}"
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return type(value) is dict
+
+
+def _is_array(value: object) -> TypeGuard[list[Any]]:
+    return type(value) is list
 
 
 class _Rules:
@@ -482,25 +512,26 @@ class _Rules:
 
     def broken(self, schema: Schema, value: Any, path: str) -> str | None:
         """A broken rule in words, if every reading of the value breaks one. Wrong types are left to the decoders."""
-        problems = [self._broken(o, value, path) for o in self._options(schema) if self._fits(o, value)]
+        options = list(self._options(schema))
+        readings = [option for option in options if self._fits(option, value)]
+        if not readings and any(option.get("format") == "decimal" for option in options):
+            return f"`{path}`: expected a finite number in quotes"
+        problems = [self._broken(option, value, path) for option in readings]
         return problems[0] if problems and None not in problems else None
 
     def _broken(self, schema: Schema, value: Any, path: str) -> str | None:
-        if type(value) is dict and schema.get("additionalProperties") is False:
+        if _is_object(value) and schema.get("additionalProperties") is False:
             if not value.keys() <= schema["properties"].keys():
                 return _unknown(path, value, schema["properties"])
-        if schema.get("format") == "decimal" and "n" in value.lower():
-            return f"`{path}`: expected a finite number"
-        for part, item, at in _inside(schema, value, path):
-            if problem := self.broken(part, item, at):
-                return problem
-        return None
+        problems = (self.broken(part, item, at) for part, item, at in _inside(schema, value, path))
+        return next(filter(None, problems), None)
 
     def _fits(self, schema: Schema, value: Any) -> bool:
         return any(
-            type(value) in _JSON_TYPES.get(option.get("type", ""), _ANY)
+            type(value) in _JSON_TYPES.get(option.get("type", "any"), _JSON_TYPES["any"])
             and value in option.get("enum", [value])
             and value == option.get("const", value)
+            and not (option.get("format") == "decimal" and "n" in value.lower())  # NaN, Infinity
             and (not isinstance(value, dict) or all(name in value for name in option.get("required", ())))
             and all(self._fits(part, item) for part, item, _ in _inside(option, value, ""))
             for option in self._options(schema)
@@ -515,14 +546,15 @@ class _Rules:
         for option in inner or ():
             yield from self._options(option)
 
-    def choices(self, schema: Schema, path: str) -> list[Any]:
-        """The values a schema allows at a place such as `trip.legs[0].mode`; empty if it does not list them."""
+    def choices(self, schema: Schema, path: str, in_key: object = None) -> list[Any]:
+        """Values, or keys, that a schema allows at a place such as `trip.legs[0].mode`; empty if it lists none."""
         options = list(self._options(schema))
         for step in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
             key = int(step[1:-1]) if step[1:-1].isdigit() else step
             parts = [part for option in options if (part := _part(option, key))]
             options = [option for part in parts for option in self._options(part)]
-        return [value for option in options for value in option.get("enum", ())]
+        parts = [option.get("propertyNames", {}) for option in options] if in_key else options
+        return [value for part in parts for value in part.get("enum", ())]
 
 
 def _part(schema: Schema, key: str | int) -> Schema:
@@ -532,15 +564,15 @@ def _part(schema: Schema, key: str | int) -> Schema:
     else:
         items = schema.get("prefixItems", ())
         part = items[key] if key < len(items) else schema.get("items")
-    return part if isinstance(part, dict) else {}
+    return part if _is_object(part) else {}
 
 
 def _inside(schema: Schema, value: Any, path: str) -> Iterator[tuple[Schema, Any, str]]:
     """Fields or items of a value that have a schema of their own: schema, value, place."""
-    pairs: Iterable[tuple[Any, Any]] = ()
-    if type(value) is dict:
+    pairs: Iterable[tuple[str | int, Any]] = ()
+    if _is_object(value):
         pairs = value.items()
-    elif type(value) is list:
+    elif _is_array(value):
         pairs = enumerate(value)
     for key, item in pairs:
         if part := _part(schema, key):
