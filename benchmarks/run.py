@@ -168,7 +168,7 @@ def imports(base: str) -> None:
     seconds = {name: statistics.median(values) for name, values in cpu.items()}
     note = f"aim: at most 2; python itself takes {seconds['python'] * 1e3:.0f} ms of each"
     row("CPU, `from treadle import Agent, tool` / `import msgspec, asyncio`", "ms", seconds["ours"] * 1e3, seconds["raw"] * 1e3, note)
-    say = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    say = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))"
     memory = [int(subprocess.run([sys.executable, "-c", f"{commands[k]}; {say}"], check=True, capture_output=True).stdout) / 1024 for k in ("ours", "raw")]
     row("memory after the same imports", "MiB", *memory)
 

@@ -167,6 +167,10 @@ class HttpConnection:
         return self._driver.base_url
 
 
+class _DeadlinePassed(Exception):
+    """Raised in the read that waited too long."""
+
+
 class HttpReply:
     """A reply as it arrives. Leaving the block before its end closes the server's connection."""
 
@@ -178,6 +182,7 @@ class HttpReply:
         self._response: aiohttp.ClientResponse | None = None
         self._first_token_s = 0.0
         self._deadline = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
         self._progress = 0
         self._over = False
 
@@ -201,6 +206,7 @@ class HttpReply:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise self._timed_out() from None
             await self._translate(error)
+        self._expect_within(self._deadline - asyncio.get_running_loop().time())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -217,11 +223,11 @@ class HttpReply:
             decoder.close()  # raises what the server sent instead of an answer
         try:
             data = await self._read()
-        except TimeoutError:
+        except _DeadlinePassed:
             if not decoder.finished:
                 raise self._timed_out() from None
             data = b""  # the reply is whole; only usage or the end of the body did not come
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             if not decoder.finished:
                 raise self._broken(error) from error
             data = b""
@@ -229,36 +235,61 @@ class HttpReply:
             self._over = True
             return decoder.close()
         deltas = decoder.feed(data)
-        if decoder.progress != self._progress:
-            self._progress = decoder.progress
-            wait_s = self._timeouts.after_finish_s if decoder.finished else self._timeouts.silence_s
-            self._deadline = asyncio.get_running_loop().time() + wait_s
         if decoder.done and decoder.finished:
-            self._deadline = asyncio.get_running_loop().time() + _END_OF_STREAM_S
+            self._expect_within(_END_OF_STREAM_S)
+        elif decoder.progress != self._progress:
+            self._progress = decoder.progress
+            self._expect_within(self._timeouts.after_finish_s if decoder.finished else self._timeouts.silence_s)
         return deltas
 
     async def _read(self) -> bytes:
-        """What one read brings; nothing at the end of the body."""
+        """What one read brings; nothing at the end of the body.
+
+        Raises:
+            _DeadlinePassed: The deadline passed while waiting.
+        """
         assert self._response is not None
         content = self._response.content
         if data := content.read_nowait():
             return data
         if content.at_eof():
             return b""
-        async with asyncio.timeout_at(self._deadline):
-            return await content.readany()
+        return await content.readany()
+
+    def _expect_within(self, seconds: float) -> None:
+        """Move the deadline. Called for every token, so a timer that is early is left to find out by itself."""
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + seconds
+        if self._watchdog is not None and self._watchdog.when() <= self._deadline:
+            return
+        self._stop_watching()
+        self._watchdog = loop.call_at(self._deadline, self._watch)
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._deadline:
+            self._watchdog = loop.call_at(self._deadline, self._watch)
+        elif self._response is not None:
+            self._watchdog = None
+            self._response.content.set_exception(_DeadlinePassed())
+
+    def _stop_watching(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
 
     def _timed_out(self) -> ModelTimeout:
         phase: Literal["silence", "first_token"] = "silence" if self._progress else "first_token"
         limit_s = self._timeouts.silence_s if self._progress else self._first_token_s
         return ModelTimeout(phase, round(limit_s, 1), address=self._connection.address)
 
-    def _broken(self, error: aiohttp.ClientError) -> ModelError:
+    def _broken(self, error: Exception) -> ModelError:
         began = "after its text began" if self._progress else "before its first token"
         return StreamTruncated(f"the connection to {self._connection.address} broke {began} ({type(error).__name__})")
 
     def _close(self) -> None:
         """Close the connection, unless the body was read to its end: then it went back to the pool by itself."""
+        self._stop_watching()
         if self._response is not None:
             self._response.close()
 

@@ -66,9 +66,8 @@ def as_tool(fn_or_tool: Callable[..., Any]) -> FunctionTool[..., Any]:
     method: Any = getattr(fn_or_tool, "__func__", None)
     if isinstance(method, FunctionTool):  # a class method, from Python 3.13 on
         return cast("FunctionTool[..., Any]", method).__get__(cast("Any", fn_or_tool).__self__)
-    made: FunctionTool[..., Any] = (
-        cast("Any", fn_or_tool) if isinstance(fn_or_tool, FunctionTool) else FunctionTool(fn_or_tool)
-    )
+    is_tool = isinstance(fn_or_tool, FunctionTool)
+    made = cast("FunctionTool[..., Any]", fn_or_tool) if is_tool else FunctionTool(fn_or_tool)
     if made.is_method:
         _refuse(made.spec.name, "it is a method without its object", f"Pass `instance.{made.spec.name}`.")
     return made

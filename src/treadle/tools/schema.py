@@ -74,9 +74,8 @@ class Parameters:
         self.schema = _object({}, properties, [p.name for p in parameters if p.default is p.empty])
         if defs := _tidied(self.schema, drawing.defs):
             self.schema["$defs"] = defs
-        self._struct = msgspec.defstruct(
-            "Arguments", [_field(p) for p in parameters], kw_only=True, forbid_unknown_fields=True
-        )
+        fields = [_field(p) for p in parameters]
+        self._struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
         self._rules = _Rules(self.schema.get("$defs", {}))
         self._nested = {name: schema for name, schema in properties.items() if self._rules.concern(schema)}
 
@@ -236,16 +235,15 @@ class _Drawing:
         if cls in self._refs:
             return dict(self._refs[cls])
         pydantic = sys.modules.get("pydantic")
-        if isinstance(cls, type) and pydantic is not None and issubclass(cls, pydantic.BaseModel):
+        if inspect.isclass(cls) and pydantic is not None and issubclass(cls, pydantic.BaseModel):
             self.new_models.append(cls)
             return {}
-        if isinstance(cls, type) and issubclass(cls, PurePath):
+        if inspect.isclass(cls) and issubclass(cls, PurePath):
             return {"type": "string"}
         raise TypeError(f"`{getattr(cls, '__name__', cls)}` is not a type JSON can express")
 
-    def _class(self, t: _Class) -> Schema:
-        cls = cast("Any", t).cls
-        cls = getattr(cls, "__origin__", cls)
+    def _class(self, t: Any) -> Schema:
+        cls = getattr(t.cls, "__origin__", t.cls)
         if getattr(t, "array_like", False) or hasattr(cls, "__pydantic_fields__"):
             raise TypeError(f"`{cls.__name__}` is an array-like Struct or a pydantic dataclass; use an ordinary one")
         if t.cls not in self._refs:
@@ -421,20 +419,14 @@ def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
 
 
 def _field(p: inspect.Parameter) -> Any:
-    """A field of the struct that arguments become. What could be changed by one call is copied for each."""
+    """A field of the struct that arguments become. A default that a call could change is copied for each call."""
+    hint = _resolved(p.annotation)
     if p.default is p.empty:
-        return (p.name, _resolved(p.annotation))
-    make = functools.partial(copy.deepcopy if _is_value(p.default) else _same, p.default)
-    return (p.name, _resolved(p.annotation), msgspec.field(default_factory=make))
-
-
-def _is_value(default: Any) -> bool:
-    """Whether a copy of it is as good. A marker, such as `object()`, is known by its identity."""
-    return isinstance(default, list | dict | set | bytearray) or _default(default) != {}
-
-
-def _same(default: Any) -> Any:
-    return default
+        return (p.name, hint)
+    is_container = isinstance(p.default, list | dict | set | bytearray)
+    if copy.deepcopy(p.default) is not p.default and (is_container or _default(p.default)):
+        return (p.name, hint, msgspec.field(default_factory=functools.partial(copy.deepcopy, p.default)))
+    return (p.name, hint, p.default)  # also a marker such as `object()`, which is known by its identity
 
 
 def _loads(text: str) -> dict[str, Any]:
@@ -520,9 +512,9 @@ class _Rules:
         return problems[0] if problems and None not in problems else None
 
     def _broken(self, schema: Schema, value: Any, path: str) -> str | None:
-        if _is_object(value) and schema.get("additionalProperties") is False:
-            if not value.keys() <= schema["properties"].keys():
-                return _unknown(path, value, schema["properties"])
+        closed = schema.get("additionalProperties") is False
+        if closed and _is_object(value) and not value.keys() <= schema["properties"].keys():
+            return _unknown(path, value, schema["properties"])
         problems = (self.broken(part, item, at) for part, item, at in _inside(schema, value, path))
         return next(filter(None, problems), None)
 

@@ -1,0 +1,314 @@
+"""What is really there: which servers run, what they serve, and what to type when one does not.
+
+Everything asked here is outside data from whoever listens on a port: answers of the wrong type are ignored, names that
+could not be shown are left out, sizes and times are bounded, and nothing that comes back raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from msgspec import Struct, structs
+
+from treadle.drivers.catalog import PRESETS, Preset, addresses, key_at, preset_at
+from treadle.drivers.http import ApiKey, HttpDriver, check_url, get_json, is_loopback
+from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
+from treadle.values.ports import Connection
+from treadle.values.request import ModelInfo
+from treadle.wire.chat import ChatCodec
+from treadle.wire.dialects import Dialect
+
+__all__ = ["DiscoveredDriver", "Found", "discover", "explain_for", "http_driver", "label", "look_at", "pick"]
+
+_MAX_MODELS = 200
+_MAX_ASKED = 24  # models whose details are asked one by one
+_MAX_SHOWN = 6
+_EXPLAIN_S = 0.8  # the driver gives an explanation one second
+_REMOTE_S = 5.0
+
+_Ask = Callable[..., Awaitable[Any]]
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """A server that answers.
+
+    Attributes:
+        server: `llamacpp`, `ollama`, `lmstudio`, `vllm` or `openai-compatible`.
+        base_url: Where its chat API is; not always where it was looked for.
+        models: What it serves, in its own order; models that cannot write text are left out.
+    """
+
+    server: str
+    base_url: str
+    models: tuple[ModelInfo, ...]
+
+
+async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1.0, only: str | None = None) -> Found | None:
+    """The server at an address, or None if no model server answers there in time.
+
+    Asks `/v1/models`, then the server's own endpoints, one of which says more.
+
+    Args:
+        base_url: Usually ending in `/v1`.
+        timeout_s: For everything together; what was learnt by then is returned.
+        only: The one model whose details matter, where each has to be asked for.
+
+    Raises:
+        UsageError: `base_url` is no HTTP address.
+    """
+    base_url = check_url(base_url)
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + timeout_s
+
+    async def ask(url: str, body: Any = None) -> Any:
+        left_s = deadline - clock()
+        with contextlib.suppress(TimeoutError, UsageError, ValueError):  # a SOCKS proxy; a key or host that cannot be sent
+            return await get_json(url, timeout_s=left_s, body=body, api_key=api_key) if left_s > 0 else None
+        return None
+
+    listed = _listed(await ask(f"{base_url}/models"))
+    if listed is None:
+        parts = urlsplit(base_url)
+        usual = f"{parts.scheme}://{parts.netloc}/v1"
+        if usual != base_url and (listed := _listed(await ask(f"{usual}/models"))) is not None:
+            base_url = usual
+    root = base_url.removesuffix("/v1")
+    owner = next((_OWNERS[o] for e in listed or () if isinstance(o := e.get("owned_by"), str) and o in _OWNERS), None)
+    readers = [_READERS[owner]] if owner else list(_READERS.values())
+    for read in await asyncio.gather(*(read(ask, root, listed, owner is not None, only) for read in readers)):
+        if read is not None:
+            return Found(server=read[0], base_url=base_url, models=tuple(read[1]))
+    if listed is None:
+        return None
+    return Found(server="openai-compatible", base_url=base_url, models=tuple(_plain(e, "openai-compatible") for e in listed))
+
+
+async def discover(
+    names: Iterable[str] | None = None, *, api_key: ApiKey = None, timeout_s: float = 1.0
+) -> tuple[list[Found], list[str]]:
+    """The servers that run at the presets' addresses, and what was tried, in words.
+
+    All are asked at once. By default every preset that runs on the user's own machine.
+    """
+    tried: dict[str, str] = {}
+    for preset in [PRESETS[n] for n in names] if names is not None else [p for p in PRESETS.values() if p.local]:
+        try:
+            for url in addresses(preset):
+                tried.setdefault(url, f"{preset.title} at {url}")
+        except UsageError as error:
+            tried[preset.name] = f"{preset.title}: {error.message}"
+    urls = [url for url in tried if url not in PRESETS]
+    keys = [key_at(url) if api_key is None else api_key for url in urls]
+    answers = await asyncio.gather(*(look_at(u, api_key=k, timeout_s=timeout_s) for u, k in zip(urls, keys, strict=True)))
+    return [found for found in answers if found is not None], list(tried.values())
+
+
+def pick(found: Found) -> ModelInfo | None:
+    """The model to use if none was named: a loaded one before others, then one with tools, then the first.
+
+    None if there is no chat model; embedding models are not.
+    """
+    return min((m for m in found.models if not _is_embedding(m)), key=_rank, default=None)
+
+
+def label(found: Found, model: str) -> str:
+    """What to type to get this model: `llamacpp/tiny`, or `URL#tiny` where no preset has the address."""
+    preset = preset_at(found.base_url)
+    return f"{preset.name}/{model}" if preset and preset.name == found.server else f"{found.base_url}#{model}"
+
+
+def http_driver(base_url: str, model: str, *, name: str | None = None, api_key: ApiKey = None) -> HttpDriver:
+    """A driver that knows its server: it explains failures, and can be asked about its model.
+
+    Args:
+        name: By default `URL#model`.
+        api_key: By default the environment's, if a preset has this address.
+    """
+    preset = preset_at(base_url)
+    key = key_at(base_url) if api_key is None else api_key
+
+    async def info() -> ModelInfo:
+        found = await look_at(base_url, api_key=key, timeout_s=_patience_s(base_url), only=model)
+        if found is None:
+            error = ConnectFailed(f"{base_url} does not say what it serves")
+            error.hint = await explain_for(base_url, model=model, api_key=key)(error) or error.hint
+            raise error
+        for each in found.models:
+            if each.model in (model, f"{model}:latest"):
+                return structs.replace(each, model=model)
+        if found.server == "llamacpp" and len(found.models) == 1:  # it takes any name (captured)
+            return structs.replace(found.models[0], model=model)
+        return ModelInfo(model=model, server=found.server)
+
+    return HttpDriver(
+        ChatCodec(preset.dialect if preset else Dialect()),
+        base_url,
+        model,
+        name=name,
+        api_key=key,
+        explain=explain_for(base_url, model=model, api_key=key),
+        info=info,
+    )
+
+
+class DiscoveredDriver:
+    """A driver that finds its server, or its model, when it is first used.
+
+    It asks once; what it found first is kept for the life of the driver.
+
+    Args:
+        model: What was asked for, as the user wrote it.
+        provider: Look only at this preset's addresses.
+        name: The model, if it is known and only the address is not.
+        base_url: Look only at this address.
+    """
+
+    def __init__(
+        self, model: str, *, provider: str | None = None, name: str = "", base_url: str | None = None, api_key: ApiKey = None
+    ) -> None:
+        self.model = model
+        self._provider = provider
+        self._name = name
+        self._base_url = base_url
+        self._api_key = api_key
+        self._driver: HttpDriver | None = None
+
+    def __repr__(self) -> str:
+        return f"DiscoveredDriver({self.model!r})"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        """As `HttpDriver.connect`, after `resolve`."""
+        driver = await self.resolve()
+        async with driver.connect() as connection:
+            yield connection
+
+    async def info(self) -> ModelInfo:
+        """What the server says of the model that was found."""
+        return await (await self.resolve()).info()
+
+    async def resolve(self) -> HttpDriver:
+        """The driver for what was found; its `model` and `base_url` say what that is.
+
+        Raises:
+            ConnectFailed: No model server answers. The message lists where it was looked for.
+            ModelNotFound: Servers answer, and none has a chat model.
+        """
+        if self._driver is not None:
+            return self._driver
+        if self._base_url is not None:
+            key = key_at(self._base_url) if self._api_key is None else self._api_key
+            answer = await look_at(self._base_url, api_key=key, timeout_s=_patience_s(self._base_url))
+            found, tried = [answer] if answer else [], [self._base_url]
+        else:
+            found, tried = await discover([self._provider] if self._provider else None, api_key=self._api_key)
+        if self._name:
+            return self._named(found)
+        choices = [(f, m) for f in found if (m := pick(f))]
+        if not choices:
+            raise self._nothing(found, tried)
+        server, info = min(choices, key=lambda choice: _rank(choice[1]))
+        driver = http_driver(server.base_url, info.model, name=label(server, info.model), api_key=self._api_key)
+        self._driver = self._driver or driver  # of two runs that asked at once, the first decides
+        return self._driver
+
+    def _named(self, found: list[Found]) -> HttpDriver:
+        """The model was given: the server that lists it, or is of that kind, or whoever answers there."""
+        preset = PRESETS[self._provider or ""]
+        best = min(
+            found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None
+        )
+        url = best.base_url if best else addresses(preset)[0]
+        driver = http_driver(url, self._name, name=self.model, api_key=self._api_key)
+        if best:
+            self._driver = self._driver or driver
+        return driver  # if nobody answered, its own error will say so, and next time we look again
+
+    def _nothing(self, found: list[Found], tried: list[str]) -> ModelError:
+        presets = [PRESETS[self._provider]] if self._provider else [p for p in PRESETS.values() if p.local]
+        if found:
+            where = "; ".join(f"{_title(f.server)} at {f.base_url}" for f in found)
+            commands = [_command(p.fetch_hint, f.base_url) for f in found if (p := PRESETS.get(f.server))]
+            hint = f"Give it one: {_or(commands)}." if commands else "Load a chat model there, or name one: URL#NAME."
+            return ModelNotFound(f"no chat model is served: {where}", hint=hint)
+        if self._base_url:
+            return ConnectFailed(
+                f"no model server answers at {self._base_url}",
+                hint="Is it the address of an OpenAI-compatible API (usually ending in /v1), and does it need a key? "
+                "`local` looks for servers on this machine; `treadle demo` needs none.",
+            )
+        keys = "".join(f" If it wants a key, set {p.key_env}." for p in presets if self._provider and p.key_env)
+        starts = _or([_command(p.start_hint, p.base_url) for p in presets if p.start_hint])
+        return ConnectFailed(
+            f"no model server answers. Tried {', '.join(tried)}",
+            hint=f"Start one: {starts}; one that is still loading needs a moment.{keys} `treadle demo` needs no server.",
+        )
+
+
+def explain_for(
+    base_url: str, *, model: str = "NAME", api_key: ApiKey = None
+) -> Callable[[ModelError], Awaitable[str]]:
+    """What an `HttpDriver` at this address needs as `explain`: says what is there instead, and what to type.
+
+    The sentence is empty if nothing more is known than the error says.
+    """
+
+    async def explain(error: ModelError) -> str:
+        looking = look_at(base_url, api_key=api_key, timeout_s=_EXPLAIN_S)
+        here, (found, _) = await asyncio.gather(looking, discover(timeout_s=_EXPLAIN_S))
+        if here is not None and here.base_url != base_url:
+            return f"{_title(here.server)} answers at {here.base_url}: use that address."
+        if here is not None:
+            return _without_model(here, model) if isinstance(error, ModelNotFound) else ""
+        said = ["Nothing listens there." if isinstance(error, ConnectFailed) else "What answers there is no model server."]
+        for other in found:
+            if other.base_url != base_url and (chosen := pick(other)):
+                said.append(
+                    f"Found {_title(other.server)} at {other.base_url} serving {chosen.model}: "
+                    f"use --model {label(other, chosen.model)}."
+                )
+        if (preset := preset_at(base_url)) and preset.start_hint:
+            where = "" if is_loopback(base_url) else " on its machine"
+            said.append(f"To start {preset.title}{where}: {_command(preset.start_hint, base_url, model)}.")
+        elif len(said) == 1:
+            return ""
+        return " ".join(said)
+
+    return explain
+
+
+def _without_model(here: Found, model: str) -> str:
+    names = [each.model for each in here.models]
+    if model in names:
+        return ""
+    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
+    said = f"{_title(here.server)} answers at that address; " + (f"its models: {shown}." if names else "it has no model.")
+    if near := difflib.get_close_matches(model, names, n=1):
+        return f"{said} Did you mean {near[0]}?"
+    preset = PRESETS.get(here.server)
+    return f"{said} To get this one: {_command(preset.fetch_hint, here.base_url, model)}." if preset else said
+
+
+def _command(template: str, base_url: str, model: str = "NAME") -> str:
+    shown = model if re.fullmatch(r"[\w./:@+-]{1,200}", model) else "NAME"  # a command to paste must hold nothing else
+    return "`" + template.format(model=shown, port=urlsplit(base_url).port or 80) + "`"
+
+
+def _or(commands: list[str]) -> str:
+    return ", ".join(commands[:-1]) + (" or " if len(commands) > 1 else "") + "".join(commands[-1:])
+
+
+def _title(server: str) -> str:
+    preset: Preset | None = PRESETS.get(server)
+    return preset.title if preset else "A model server"
+
+
+def _patience_s(base_url: str) -> float:
+    return 1.0 if is_loopback(base_url) else _REMOTE_S
