@@ -80,7 +80,8 @@ async def loop(
                 "role": "assistant",
                 "content": text or None,
                 "tool_calls": [
-                    {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}} for c in calls
+                    {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
+                    for c in calls
                 ],
             }
         )

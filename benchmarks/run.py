@@ -42,7 +42,9 @@ def look_in_thread(what: str) -> str:
     return what
 
 
-SPEC = [{"type": "function", "function": {"name": "look", "description": look.spec.description, "parameters": look.spec.parameters}}]
+SPEC = [
+    {"type": "function", "function": {"name": "look", "description": look.spec.description, "parameters": look.spec.parameters}}
+]
 Measured = tuple[float, float]
 
 
@@ -50,7 +52,9 @@ def agent(url: str, *tools: object) -> Agent:
     return Agent(HttpDriver(ChatCodec(), url, "m"), tools=tools, limits=Limits(max_turns=1000))  # type: ignore[arg-type]
 
 
-def measure(ours: Callable[[], Awaitable[object]], raw: Callable[[], Awaitable[object]], *, wall: bool = False, rounds: int = ROUNDS) -> Measured:
+def measure(
+    ours: Callable[[], Awaitable[object]], raw: Callable[[], Awaitable[object]], *, wall: bool = False, rounds: int = ROUNDS
+) -> Measured:
     """Seconds of CPU (or wall) of both, medians of rounds taken in turns after one warm-up each."""
     clock = time.perf_counter if wall else time.process_time
 
@@ -102,7 +106,7 @@ PATH = "/chat/completions"
 def burst(base: str) -> None:
     n = 20_000
     for name, work in (("streamed", drained), ("run", lambda a: a.run("Hi"))):
-        ours, raw = measure(lambda: work(agent(f"{base}/burst/{n}")), lambda: raw_turn(f"{base}/burst/{n}{PATH}"))
+        ours, raw = measure(lambda work=work: work(agent(f"{base}/burst/{n}")), lambda: raw_turn(f"{base}/burst/{n}{PATH}"))
         row(f"CPU per token, burst, {name}", "us", ours / n * 1e6, raw / n * 1e6, "aim: at most 2")
 
 
@@ -116,11 +120,13 @@ def turns(base: str) -> None:
     per_turn: dict[int, Measured] = {}
     for n in (50, 200):
         url = f"{base}/loop/{n}"
-        ours, raw = measure(lambda: drained(agent(url, look)), lambda: raw_loop(url + PATH, raw_look), rounds=7)
+        ours, raw = measure(lambda url=url: drained(agent(url, look)), lambda url=url: raw_loop(url + PATH, raw_look), rounds=7)
         per_turn[n] = (ours / n * 1e6, raw / n * 1e6)
         row(f"CPU per turn, {n}-turn tool loop", "us", *per_turn[n], "aim: at most 2")
     growth, floor_growth = (per_turn[200][i] / per_turn[50][i] for i in (0, 1))
-    print(f"| growth of a turn's CPU, 50 to 200 turns | x{growth:.2f} | x{floor_growth:.2f} | **{growth / floor_growth:.2f}** | aim: at most 1.5 |")
+    print(
+        f"| growth of a turn's CPU, 50 to 200 turns | x{growth:.2f} | x{floor_growth:.2f} | **{growth / floor_growth:.2f}** | aim: at most 1.5 |"
+    )
 
 
 def parallel(base: str) -> None:
@@ -137,8 +143,14 @@ def parallel(base: str) -> None:
             await asyncio.to_thread(each.join)
 
     for name, work, raw in (("async", look_slowly, raw_async), ("sync, in threads", look_in_thread, raw_threads)):
-        ours, floor_s = measure(lambda: drained(agent(url, work)), raw, wall=True)
-        row(f"wall, 8 tools of 100 ms and two model turns, {name}", "ms", ours * 1e3, floor_s * 1e3, "aim: at most 1.2; the floor is the tools alone")
+        ours, floor_s = measure(lambda work=work: drained(agent(url, work)), raw, wall=True)
+        row(
+            f"wall, 8 tools of 100 ms and two model turns, {name}",
+            "ms",
+            ours * 1e3,
+            floor_s * 1e3,
+            "aim: at most 1.2; the floor is the tools alone",
+        )
 
 
 def many(base: str) -> None:
@@ -167,9 +179,18 @@ def imports(base: str) -> None:
             cpu[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     seconds = {name: statistics.median(values) for name, values in cpu.items()}
     note = f"aim: at most 2; python itself takes {seconds['python'] * 1e3:.0f} ms of each"
-    row("CPU, `from treadle import Agent, tool` / `import msgspec, asyncio`", "ms", seconds["ours"] * 1e3, seconds["raw"] * 1e3, note)
+    row(
+        "CPU, `from treadle import Agent, tool` / `import msgspec, asyncio`",
+        "ms",
+        seconds["ours"] * 1e3,
+        seconds["raw"] * 1e3,
+        note,
+    )
     say = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))"
-    memory = [int(subprocess.run([sys.executable, "-c", f"{commands[k]}; {say}"], check=True, capture_output=True).stdout) / 1024 for k in ("ours", "raw")]
+    memory = [
+        int(subprocess.run([sys.executable, "-c", f"{commands[k]}; {say}"], check=True, capture_output=True).stdout) / 1024
+        for k in ("ours", "raw")
+    ]
     row("memory after the same imports", "MiB", *memory)
 
 
@@ -180,7 +201,9 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     chosen = sys.argv[1:] or list(ALL)
-    print(f"Python {sys.version.split()[0]}, aiohttp {aiohttp.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    print(
+        f"Python {sys.version.split()[0]}, aiohttp {aiohttp.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+    )
     print("| what | treadle | floor | ratio | |\n|---|---|---|---|---|")
     with server.running() as base:
         for name in chosen:

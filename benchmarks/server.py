@@ -15,7 +15,12 @@ import socket
 from collections.abc import Iterator
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-BASE = {"id": "chatcmpl-8RzgGHR1ZifFfKPLbQi2FyyTSe57PmCR", "object": "chat.completion.chunk", "created": 1795289434, "model": "bench"}
+BASE = {
+    "id": "chatcmpl-8RzgGHR1ZifFfKPLbQi2FyyTSe57PmCR",
+    "object": "chat.completion.chunk",
+    "created": 1795289434,
+    "model": "bench",
+}
 
 
 def frame(delta: dict[str, object], finish: str | None = None) -> bytes:
@@ -27,11 +32,7 @@ def chunk(data: bytes) -> bytes:
 
 
 TOKEN = frame({"content": " token"})
-END = (
-    frame({}, "stop")
-    + b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":9}}\n\n'
-    + b"data: [DONE]\n\n"
-)
+END = frame({}, "stop") + b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":9}}\n\n' + b"data: [DONE]\n\n"
 
 
 def calls(n: int) -> bytes:

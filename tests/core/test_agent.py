@@ -430,7 +430,9 @@ class TestEndings:
 
     def test_a_conversation_goes_on(self) -> None:
         async def main() -> None:
-            async with ByteServer([sse(*reply(calls=[("count", {"n": 1})])), sse(*reply("b")), sse(*reply("c"))], check_prefix=True) as server:
+            async with ByteServer(
+                [sse(*reply(calls=[("count", {"n": 1})])), sse(*reply("b")), sse(*reply("c"))], check_prefix=True
+            ) as server:
                 agent = agent_of(server, instructions="Be brief.")
                 first = await agent.run("Hi")
                 history = messages_from_json(messages_to_json(first.messages))

@@ -14,7 +14,9 @@ from treadle.values.state import OpenCall, State
 ASKED = State(run_id="r", model="m", closed=(UserMessage("hi"),))
 SAID = replace(ASKED, closed=(*ASKED.closed, AssistantMessage((Text("a"),))), turn=1, finish="end")
 CALL = ToolCall("a", "f", "{}")
-CALLED = replace(ASKED, closed=(*ASKED.closed, AssistantMessage((CALL,))), turn=1, finish="tool_use", open_calls=(OpenCall(CALL),))
+CALLED = replace(
+    ASKED, closed=(*ASKED.closed, AssistantMessage((CALL,))), turn=1, finish="tool_use", open_calls=(OpenCall(CALL),)
+)
 ANSWERED = replace(CALLED, closed=(*CALLED.closed, ToolMessage("a", "f", "x")), open_calls=())
 
 

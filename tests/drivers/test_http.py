@@ -190,7 +190,10 @@ class TestDeadlines:
         assert self.timed_out(sse(Hang()))[:2] == ("first_token", 300)
 
     def test_only_keep_alive_comments(self) -> None:
-        assert self.timed_out(sse(*[step for _ in range(200) for step in (Wait(5), KEEPALIVE)], Hang()))[:2] == ("first_token", 300)
+        assert self.timed_out(sse(*[step for _ in range(200) for step in (Wait(5), KEEPALIVE)], Hang()))[:2] == (
+            "first_token",
+            300,
+        )
 
     def test_comments_after_the_text_began(self) -> None:
         steps = [step for _ in range(200) for step in (Wait(5), KEEPALIVE)]

@@ -163,7 +163,8 @@ class TestUsage:
             STOP + b'data: {"choices": [{"index":0,"delta":{}}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}\n\n',
             frame(finish="stop", usage={"prompt_tokens": 5, "completion_tokens": 2}),
             b'data: {"choices": [{"delta":{}, "finish_reason":"stop", "usage": {"prompt_tokens": 5, "completion_tokens": 2}}]}\n\n',
-            frame(usage={"prompt_tokens": 5, "completion_tokens": 1}) + frame(finish="stop", usage={"prompt_tokens": 5, "completion_tokens": 2}),
+            frame(usage={"prompt_tokens": 5, "completion_tokens": 1})
+            + frame(finish="stop", usage={"prompt_tokens": 5, "completion_tokens": 2}),
         ],
     )
     def test_wherever_it_comes(self, body: bytes) -> None:
@@ -174,14 +175,22 @@ class TestUsage:
         assert decode(frame(finish="stop", usage=usage))[1].usage == Usage()
 
     def test_details(self) -> None:
-        usage = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}, "completion_tokens_details": {"reasoning_tokens": 3}}
+        usage = {
+            "prompt_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 8},
+            "completion_tokens_details": {"reasoning_tokens": 3},
+        }
         reply = decode(frame(finish="stop", usage=usage))[1]
         assert reply.usage == Usage(input_tokens=9, cached_input_tokens=8, reasoning_tokens=3)
 
 
 class TestNotAStream:
     def test_plain_json_where_a_stream_was_asked_for(self) -> None:
-        whole = {"model": "m", "choices": [{"message": {"content": "Hi", "tool_calls": None}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+        whole = {
+            "model": "m",
+            "choices": [{"message": {"content": "Hi", "tool_calls": None}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1},
+        }
         body = b"\n " + json.dumps(whole).encode()
         deltas, reply = decode(*(body[i : i + 1] for i in range(len(body))))
         assert (shown(deltas), reply.finish, reply.usage, reply.model) == ("Hi", "end", Usage(input_tokens=1), "m")

@@ -44,7 +44,11 @@ dialects = st.builds(
     st.booleans(),
 ).filter(lambda d: not d.ambiguous)
 
-arguments = st.dictionaries(st.sampled_from("abc"), st.text(max_size=8) | st.integers() | st.none() | st.dictionaries(st.just("}"), st.just("{")), max_size=3)
+arguments = st.dictionaries(
+    st.sampled_from("abc"),
+    st.text(max_size=8) | st.integers() | st.none() | st.dictionaries(st.just("}"), st.just("{")),
+    max_size=3,
+)
 calls = st.lists(st.tuples(st.sampled_from(["f", "g", "get_weather"]), arguments), min_size=1, max_size=5)
 
 

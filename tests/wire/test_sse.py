@@ -41,7 +41,23 @@ def test_the_standards_rules(body: bytes, frames: list[Frame]) -> None:
 
 
 line_noise = st.lists(
-    st.sampled_from([b"data: ", b"data:", b"event: e", b": c", b"\n", b"\r", b"\r\n", b"\n\n", b"x", b"\xc3", b"\xa9", b"\xef\xbb\xbf", b"error: "])
+    st.sampled_from(
+        [
+            b"data: ",
+            b"data:",
+            b"event: e",
+            b": c",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"\n\n",
+            b"x",
+            b"\xc3",
+            b"\xa9",
+            b"\xef\xbb\xbf",
+            b"error: ",
+        ]
+    )
 ).map(b"".join)
 
 

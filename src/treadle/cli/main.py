@@ -52,7 +52,14 @@ def treadle() -> None:
     show_envvar=True,
     help="provider/name (ollama/qwen3:8b), a server's URL, URL#model, a .gguf file, or `local`: find a running server.",
 )
-@click.option("--tool", "-t", "tools", multiple=True, metavar="MODULE:FUNCTION", help="A function as a tool. Also FILE.py:FUNCTION. Repeatable.")
+@click.option(
+    "--tool",
+    "-t",
+    "tools",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="A function as a tool. Also FILE.py:FUNCTION. Repeatable.",
+)
 @click.option("--instructions", "-i", help="The system text.")
 @click.option("--max-turns", type=click.IntRange(1), help="Model turns before the run stops.  [default: 50]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Output tokens a turn, as asked of the server.")
@@ -195,5 +202,3 @@ def _load_tool(name: str) -> Callable[..., Any]:
     if function is None:
         raise UsageError(f"--tool {name}: {module_name} has no {function_name}", hint=hint)
     return function
-
-

@@ -34,6 +34,7 @@ _EXPLAIN_S = 0.8  # the driver gives an explanation one second
 _REMOTE_S = 5.0
 
 _Ask = Callable[..., Awaitable[Any]]
+_Listed = list[dict[str, Any]]
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -80,11 +81,12 @@ async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1
         if usual != base_url and (listed := _listed(await ask(f"{usual}/models"))) is not None:
             base_url = usual
     root = base_url.removesuffix("/v1")
-    owner = next((_OWNERS[o] for e in listed or () if isinstance(o := e.get("owned_by"), str) and o in _OWNERS), None)
-    readers = [_READERS[owner]] if owner else list(_READERS.values())
-    for read in await asyncio.gather(*(read(ask, root, listed, owner is not None, only) for read in readers)):
-        if read is not None:
-            return Found(server=read[0], base_url=base_url, models=tuple(read[1]))
+    owner = next((kind for e in listed or () if (kind := _OWNERS.get(str(e.get("owned_by"))))), None)
+    kinds = [owner] if owner else ["ollama", "lmstudio", "llamacpp"]
+    answers = await asyncio.gather(*(_READERS[kind](ask, root, listed, kind == owner, only) for kind in kinds))
+    for kind, models in zip(kinds, answers, strict=True):
+        if models is not None:
+            return Found(server=kind, base_url=base_url, models=tuple(models))
     if listed is None:
         return None
     return Found(server="openai-compatible", base_url=base_url, models=tuple(_plain(e, "openai-compatible") for e in listed))
@@ -222,9 +224,7 @@ class DiscoveredDriver:
     def _named(self, found: list[Found]) -> HttpDriver:
         """The model was given: the server that lists it, or is of that kind, or whoever answers there."""
         preset = PRESETS[self._provider or ""]
-        best = min(
-            found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None
-        )
+        best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
         url = best.base_url if best else addresses(preset)[0]
         driver = http_driver(url, self._name, name=self.model, api_key=self._api_key)
         if best:
@@ -252,9 +252,7 @@ class DiscoveredDriver:
         )
 
 
-def explain_for(
-    base_url: str, *, model: str = "NAME", api_key: ApiKey = None
-) -> Callable[[ModelError], Awaitable[str]]:
+def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -> Callable[[ModelError], Awaitable[str]]:
     """What an `HttpDriver` at this address needs as `explain`: says what is there instead, and what to type.
 
     The sentence is empty if nothing more is known than the error says.
@@ -312,3 +310,168 @@ def _title(server: str) -> str:
 
 def _patience_s(base_url: str) -> float:
     return 1.0 if is_loopback(base_url) else _REMOTE_S
+
+
+# What each server says of its models. A reader returns None where the answers are not that server's; `sure` says that
+# `/v1/models` named its owner. Only the answers of llama.cpp and vLLM were captured; Ollama's and LM Studio's are as
+# their documentation has them (docs.ollama.com/api, lmstudio.ai/docs/developer/rest/endpoints; 2026-11).
+
+
+async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+    """A model that is not loaded has a window only if its file sets one.
+
+    Otherwise the server decides when it loads it, often for 4,096 tokens, and cuts longer prompts without a word. What
+    the model was trained for is no promise of that.
+    """
+    version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
+    if not sure and not isinstance(_at(version, "version"), str):
+        return None
+    windows = {e.get("model") or e.get("name"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))}
+    names: list[str] = [e["id"] for e in listed or ()]
+    asked = [n for n in names if only is None or n in (only, f"{only}:latest")]
+    asked = sorted(asked, key=lambda n: n not in windows)[:_MAX_ASKED]
+    shown = dict(zip(asked, await asyncio.gather(*(ask(f"{root}/api/show", {"model": n}) for n in asked)), strict=True))
+    models: list[ModelInfo] = []
+    for name in names:
+        show = shown.get(name)
+        abilities = _words(_at(show, "capabilities"))
+        if abilities and not abilities & {"completion", "embedding"}:
+            continue
+        trained = next((_tokens(v) for k, v in _pairs(_at(show, "model_info")) if k.endswith(".context_length")), None)
+        window, source = windows.get(name), "GET /api/ps context_length"
+        if window is None and (set_to := re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)):
+            window, source = _tokens(int(set_to[1])), "POST /api/show parameters num_ctx"
+        elif window is None and _at(show, "remote_host"):  # runs in Ollama's cloud, with all it was trained for
+            window, source = trained, "POST /api/show model_info.context_length"
+        models.append(
+            ModelInfo(
+                model=name,
+                server="ollama",
+                window_tokens=min(window, trained or window) if window else None,
+                window_source=source if window else None,
+                abilities=abilities & {"tools", "vision", "thinking", "embedding"},
+                loaded=name in windows if _at(running, "models") is not None else None,
+            )
+        )
+    return models
+
+
+async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+    """Unknown paths are answered with 200 and an error here. A model not loaded has no window yet, as with Ollama."""
+    answer = _at(await ask(f"{root}/api/v0/models"), "data")
+    entries = [e for e in _dicts(answer) if _is_name(e.get("id")) and isinstance(e.get("state"), str)]
+    if not isinstance(answer, list) or len(entries) < len(_dicts(answer)):
+        return [_plain(e, "lmstudio") for e in listed or ()] if sure else None
+    models: list[ModelInfo] = []
+    for entry in entries:
+        window = _tokens(entry.get("loaded_context_length"))
+        kind, capabilities = entry.get("type"), _words(entry.get("capabilities"))
+        said = {"tools": "tool_use" in capabilities, "vision": kind == "vlm", "embedding": kind == "embeddings"}
+        models.append(
+            ModelInfo(
+                model=entry["id"],
+                server="lmstudio",
+                window_tokens=window,
+                window_source="GET /api/v0/models loaded_context_length" if window else None,
+                abilities=frozenset(ability for ability, true in said.items() if true),
+                loaded=entry["state"] == "loaded",
+            )
+        )
+    return models
+
+
+async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+    """`n_ctx` is what one slot, so one conversation, has (measured: 512 of a server started with 1024 for two slots).
+
+    A router lists several models with a status, and must not be made to load one by being asked.
+    """
+    entries = listed or []
+    routed = [e for e in entries if _at(e, "status", "value") == "loaded"][:_MAX_ASKED]
+    if any("status" in e for e in entries):
+        urls = {e["id"]: f"{root}/props?model={quote(e['id'], safe='')}&autoload=false" for e in routed}
+    else:
+        urls = {"": f"{root}/props"}
+    props = dict(zip(urls, await asyncio.gather(*(ask(url) for url in urls.values())), strict=True))
+    if not sure and not isinstance(_at(props.get(""), "default_generation_settings"), dict):
+        return None
+    if listed is None and _is_name(alias := _at(props.get(""), "model_alias")):
+        entries = [{"id": alias}]
+    models: list[ModelInfo] = []
+    for entry in entries:
+        if "text" not in (_words(_at(entry, "architecture", "output_modalities")) or {"text"}):
+            continue
+        own = props.get(entry["id"], props.get(""))
+        window, source = _tokens(_at(own, "default_generation_settings", "n_ctx")), "GET /props default_generation_settings.n_ctx"
+        if window is None:
+            window, source = _tokens(_at(entry, "meta", "n_ctx")), "GET /v1/models meta.n_ctx"
+        said = {
+            "tools": _at(own, "chat_template_caps", "supports_tool_calls") is True,
+            "vision": _at(own, "modalities", "vision") is True
+            or "image" in _words(_at(entry, "architecture", "input_modalities")),
+        }
+        models.append(
+            ModelInfo(
+                model=entry["id"],
+                server="llamacpp",
+                window_tokens=window,
+                window_source=source if window else None,
+                abilities=frozenset(ability for ability, true in said.items() if true),
+                loaded=_at(entry, "status", "value") == "loaded" if "status" in entry else _at(own, "is_sleeping") is not True,
+            )
+        )
+    return models
+
+
+async def _vllm(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+    return [_plain(e, "vllm", loaded=True) for e in listed or ()]
+
+
+def _plain(entry: dict[str, Any], server: str, loaded: bool | None = None) -> ModelInfo:
+    window = _tokens(entry.get("max_model_len"))
+    source = "GET /v1/models max_model_len" if window else None
+    return ModelInfo(model=entry["id"], server=server, window_tokens=window, window_source=source, loaded=loaded)
+
+
+_OWNERS = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama", "organization_owner": "lmstudio"}
+_READERS = {"ollama": _ollama, "lmstudio": _lmstudio, "llamacpp": _llamacpp, "vllm": _vllm}
+
+
+def _is_embedding(info: ModelInfo) -> bool:
+    return "embedding" in info.abilities or (not info.abilities and re.search("embed|rerank", info.model, re.I) is not None)
+
+
+def _rank(info: ModelInfo) -> tuple[int, bool]:
+    return {True: 0, None: 1, False: 2}[info.loaded], "tools" not in info.abilities
+
+
+def _listed(answer: Any) -> _Listed | None:
+    """The entries of a `/v1/models` answer; Ollama sends null for none."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("data", ""), list | None):
+        return None
+    return [entry for entry in _dicts(answer["data"]) if _is_name(entry.get("id"))]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 300 and value.isprintable()
+
+
+def _at(value: Any, *path: str) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _dicts(value: Any) -> _Listed:
+    return [each for each in value[:_MAX_MODELS] if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _pairs(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _words(value: Any) -> frozenset[str]:
+    return frozenset(each for each in value if isinstance(each, str)) if isinstance(value, list) else frozenset()
+
+
+def _tokens(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < 2**40 else None

@@ -8,13 +8,14 @@ Nothing here retries. Redirects are not followed, because they could carry a key
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import ipaddress
 import os
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
@@ -80,8 +81,8 @@ class HttpDriver:
     ) -> None:
         self.base_url = check_url(base_url)
         self.model = name or f"{self.base_url}#{model}"
-        self._codec = codec
-        self._served_model = model
+        self.codec = codec
+        self.served_model = model
         self._api_key = api_key
         self._headers = dict(headers or {})
         self._client = client
@@ -92,7 +93,7 @@ class HttpDriver:
         return f"HttpDriver({self.model!r})"
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[HttpConnection]:
+    async def connect(self) -> AsyncGenerator[HttpConnection]:
         """A connection pool for one run, opened by its first request."""
         async with AsyncExitStack() as stack:
             client = self._client or await stack.enter_async_context(_session())
@@ -101,8 +102,17 @@ class HttpDriver:
     async def info(self) -> ModelInfo:
         """What the server says of the model; only the name if nobody knows how to ask it."""
         if self._info is None:
-            return ModelInfo(model=self._served_model, server="openai-compatible")
+            return ModelInfo(model=self.served_model, server="openai-compatible")
         return await self._info()
+
+    async def explained(self, error: ModelError) -> ModelError:
+        """The same error, with a hint that says what is there instead, if that can be found out within a second."""
+        if self._explain is not None:
+            # An explanation that fails must not hide what it explains.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_EXPLAIN_S):
+                    error.hint = await self._explain(error) or error.hint
+        return error
 
     def headers(self, request: ModelRequest) -> dict[str, str]:
         headers = {
@@ -122,13 +132,20 @@ class HttpConnection:
     """One run's way to a server."""
 
     def __init__(self, driver: HttpDriver, client: aiohttp.ClientSession) -> None:
+        self.address = driver.base_url
         self._driver = driver
         self._client = client
-        self._encoder: Encoder = driver._codec.encoder(driver._served_model)  # pyright: ignore[reportPrivateUsage]
-        self._url = driver.base_url + driver._codec.path  # pyright: ignore[reportPrivateUsage]
+        self._encoder: Encoder = driver.codec.encoder(driver.served_model)
+        self._url = driver.base_url + driver.codec.path
 
     def open(self, request: ModelRequest) -> HttpReply:
         return HttpReply(self, request)
+
+    def encode(self, request: ModelRequest) -> bytes:
+        return self._encoder.encode(request)
+
+    def decoder(self, request: ModelRequest) -> Decoder:
+        return self._driver.codec.decoder(request)
 
     async def post(self, request: ModelRequest, body: bytes) -> aiohttp.ClientResponse:
         return await self._client.post(
@@ -141,30 +158,13 @@ class HttpConnection:
             timeout=_client_timeout(request.timeouts.connect_s),
         )
 
-    def encode(self, request: ModelRequest) -> bytes:
-        return self._encoder.encode(request)
-
-    def decoder(self, request: ModelRequest) -> Decoder:
-        return self._driver._codec.decoder(request)  # pyright: ignore[reportPrivateUsage]
-
     async def error(self, response: aiohttp.ClientResponse) -> ModelError:
         body = await response.content.read(_ERROR_BODY_BYTES)
-        error = self._driver._codec.error(response.status, response.headers, body, address=self._url)  # pyright: ignore[reportPrivateUsage]
+        error = self._driver.codec.error(response.status, response.headers, body, address=self._url)
         return await self.explained(error) if isinstance(error, ModelNotFound | BadStream) else error
 
     async def explained(self, error: ModelError) -> ModelError:
-        """The same error, with a hint that says what is there instead, if that can be found out within a second."""
-        if self._driver._explain is not None:  # pyright: ignore[reportPrivateUsage]
-            try:
-                async with asyncio.timeout(_EXPLAIN_S):
-                    error.hint = await self._driver._explain(error) or error.hint  # pyright: ignore[reportPrivateUsage]
-            except Exception:  # an explanation that fails must not hide what it explains
-                pass
-        return error
-
-    @property
-    def address(self) -> str:
-        return self._driver.base_url
+        return await self._driver.explained(error)
 
 
 class _DeadlinePassed(Exception):
@@ -301,7 +301,7 @@ class HttpReply:
                 raise ModelTimeout("connect", self._timeouts.connect_s, address=address) from error
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
                 raise ConnectFailed(
-                    f"no secure connection to {address}: {type(error).__name__}",
+                    f"no secure connection to {address}",
                     hint="For a private CA set SSL_CERT_FILE; for a server without TLS use http://.",
                 ) from error
             case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
@@ -318,7 +318,9 @@ class HttpReply:
                 bad = BadStream(f"what answers at {address} does not speak HTTP as a model server does")
                 raise await self._connection.explained(bad) from error
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-                raise UsageError(f"{address} is not an HTTP address", hint="Use http://host:port/v1 or https://host/v1.") from error
+                raise UsageError(
+                    f"{address} is not an HTTP address", hint="Use http://host:port/v1 or https://host/v1."
+                ) from error
             case aiohttp.ClientError() | OSError():
                 raise ConnectFailed(
                     f"{address} closed the connection without an answer ({type(error).__name__})",
@@ -406,7 +408,7 @@ def proxy_for(url: str) -> str | None:
     proxies = urllib.request.getproxies_environment()
     parts = urlsplit(url)
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
+    if not proxy or _bypasses_proxy(parts.netloc.rpartition("@")[2], proxies):
         return None
     if not proxy.startswith(("http://", "https://")):
         if "://" in proxy:
@@ -416,6 +418,9 @@ def proxy_for(url: str) -> str | None:
             )
         proxy = f"http://{proxy}"
     return proxy
+
+
+_bypasses_proxy: Callable[[str, dict[str, str]], bool] = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # pyright: ignore
 
 
 @functools.cache

@@ -111,9 +111,7 @@ class Execution:
     def _message(self, text: str, *, is_error: bool = False) -> ToolMessage:
         kept = text[: self._limits.tool_result_kept_chars]
         content = shortened(text, self._limits.tool_result_chars)
-        return ToolMessage(
-            self._call.id, self._call.name, content, is_error=is_error, full=kept if content is not text else None
-        )
+        return ToolMessage(self._call.id, self._call.name, content, is_error=is_error, full=kept if content is not text else None)
 
 
 def shortened(text: str, max_chars: int) -> str:
@@ -125,7 +123,7 @@ def shortened(text: str, max_chars: int) -> str:
         return text
     head = max_chars * 2 // 3
     tail = max_chars - head
-    return f"{text[:head]}\n[... {len(text) - max_chars:,} of {len(text):,} characters left out ...]\n{text[len(text) - tail:]}"
+    return f"{text[:head]}\n[... {len(text) - max_chars:,} of {len(text):,} characters left out ...]\n{text[len(text) - tail :]}"
 
 
 def _text(value: Any) -> str:

@@ -214,14 +214,17 @@ def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parame
             hint = f"Write `{p.name}: Annotated[..., Field(...)] = value`."
             _refuse(name, f"parameter `{p.name}`: a pydantic `Field` is no default", hint)
     written_in = inspect.unwrap(getattr(call, "__func__", call))
-    holder = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
-    try:
-        global_names = getattr(written_in, "__globals__", {})
-        hints = get_type_hints(holder, global_names, _local_names(written_in), include_extras=True)
-    except Exception as error:  # annotations are code
-        hint = "Define or import what it names at module level, outside `if TYPE_CHECKING`."
-        _refuse(name, f"an annotation cannot be evaluated: {error}", hint)
-    return is_method, [p.replace(annotation=hints[p.name]) for p in parameters]
+    global_names, local_names = getattr(written_in, "__globals__", {}), _local_names(written_in)
+    evaluated: list[inspect.Parameter] = []
+    for p in parameters:
+        holder = types.SimpleNamespace(__annotations__={p.name: p.annotation})
+        try:
+            hints = get_type_hints(holder, global_names, local_names, include_extras=True)
+        except Exception as error:  # annotations are code
+            hint = "Define or import what it names at module level, outside `if TYPE_CHECKING`."
+            _refuse(name, f"parameter `{p.name}`: `{p.annotation}` cannot be evaluated: {error}", hint)
+        evaluated.append(p.replace(annotation=hints[p.name]))
+    return is_method, evaluated
 
 
 def _is_bare(p: inspect.Parameter) -> bool:

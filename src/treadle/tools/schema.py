@@ -69,7 +69,7 @@ class Parameters:
         drawing = _Drawing({}, {})
         properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
         if drawing.new_models:  # pydantic names the definitions of all models together, so they come first
-            drawing = _Drawing(*_pydantic_schemas(tool, drawing.new_models))
+            drawing = _Drawing(*_pydantic_schemas(drawing.new_models))
             properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
         self.schema = _object({}, properties, [p.name for p in parameters if p.default is p.empty])
         if defs := _tidied(self.schema, drawing.defs):
@@ -153,7 +153,8 @@ _JSON_TYPES = {
     "any": (str, int, float, bool, type(None), dict, list),
 }
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
-_KEYS = (mi.AnyType, mi.StrType, mi.IntType, mi.DateType, mi.EnumType, mi.LiteralType)
+_TEXT_KEYS = (mi.StrType, mi.DateType, mi.EnumType, mi.LiteralType)  # others can spell one key in several ways
+_INTEGERS = {"pattern": "^(0|-?[1-9][0-9]*)$"}
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
 _Class: TypeAlias = mi.StructType | mi.TypedDictType | mi.DataclassType | mi.NamedTupleType
 
@@ -168,9 +169,12 @@ def _drawn(tool: str, p: inspect.Parameter, said: Mapping[str, str], drawing: _D
         hint = "Write a type JSON can express: str, int, float, bool, list, dict, Literal, an Enum, a dataclass."
         if "union" in str(error):
             hint = "JSON alone must tell a union's members apart: use one type, or msgspec Structs with `tag=True`."
+        elif "Can only set" in str(error):
+            hint = "A bound goes on the type it bounds: `Annotated[int, ...] | None`."
         elif isinstance(error, NameError):
-            hint = "Define the class that names it at module level."
-        reason = f"`{inspect.formatannotation(p.annotation)}` cannot be offered to a model: {error}"
+            hint = "Define at module level what the annotations of that class name."
+        said_why = str(error).partition("\n")[0]
+        reason = f"`{inspect.formatannotation(p.annotation)}` cannot be offered to a model: {said_why}"
         raise ToolDefinitionError(f"tool `{tool}`: parameter `{p.name}`: {reason}", hint=hint) from error
     described = isinstance(info, mi.Metadata) and "description" in _said(info)
     if p.name in said and not described:
@@ -223,12 +227,12 @@ class _Drawing:
 
     def _dict(self, t: mi.DictType, hint: Any) -> Schema:
         key = t.key_type.type if isinstance(t.key_type, mi.Metadata) else t.key_type
-        if not isinstance(key, _KEYS):  # others have several spellings of one key, or no decoding
-            raise TypeError("the keys of a `dict` must be `str`, `int`, `date`, an `Enum` or a `Literal`")
         names, values = self.draw(key, hint), self.draw(t.value_type, hint)
-        drawn: Schema = {"type": "object"}
-        if names.pop("type", None) == "string" and names:
-            drawn["propertyNames"] = names
+        if isinstance(key, mi.IntType):
+            names = _INTEGERS
+        elif names and (names.pop("type", None) != "string" or not isinstance(key, _TEXT_KEYS)):
+            raise TypeError("the keys of a `dict` must be `str`, `int`, `date`, or an `Enum` or `Literal` of texts")
+        drawn: Schema = {"type": "object", "propertyNames": names} if names else {"type": "object"}
         return {**drawn, "additionalProperties": values} if values else drawn
 
     def _custom(self, cls: Any) -> Schema:
@@ -236,6 +240,7 @@ class _Drawing:
             return dict(self._refs[cls])
         pydantic = sys.modules.get("pydantic")
         if inspect.isclass(cls) and pydantic is not None and issubclass(cls, pydantic.BaseModel):
+            cast("Any", cls).model_json_schema()  # fails here, where the parameter is known
             self.new_models.append(cls)
             return {}
         if inspect.isclass(cls) and issubclass(cls, PurePath):
@@ -366,16 +371,10 @@ def _encode_other(value: Any) -> Any:
     raise NotImplementedError
 
 
-def _pydantic_schemas(tool: str, models: Iterable[Any]) -> tuple[dict[Any, Schema], dict[str, Schema]]:
+def _pydantic_schemas(models: Iterable[Any]) -> tuple[dict[Any, Schema], dict[str, Schema]]:
     from pydantic.json_schema import models_json_schema
 
-    try:
-        refs, drawn = models_json_schema([(m, "validation") for m in models], ref_template="#/$defs/{model}")
-    except Exception as error:  # the user's types, hooks and validators
-        raise ToolDefinitionError(
-            f"tool `{tool}`: pydantic has no JSON Schema for one of its models: {error}",
-            hint="Change the field that the message names to a type JSON can express.",
-        ) from error
+    refs, drawn = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
     return {model: ref for (model, _), ref in refs.items()}, drawn.get("$defs", {})
 
 
@@ -494,13 +493,16 @@ def _is_array(value: object) -> TypeGuard[list[Any]]:
 
 
 class _Rules:
-    """What msgspec and pydantic let pass although the schema does not: unknown fields, and numbers for decimals."""
+    """What msgspec or pydantic let pass and the schema does not: unknown fields, numbers for decimals, `-0` as a key."""
 
     def __init__(self, defs: Mapping[str, Schema]) -> None:
         self._defs = defs
 
     def concern(self, schema: Schema) -> bool:
-        return any("properties" in p or "$ref" in p or p.get("format") == "decimal" for p in _parts(schema))
+        parts = list(_parts(schema))
+        return any("properties" in part or "$ref" in part for part in parts) or any(
+            part.get("format") == "decimal" or part.get("propertyNames") == _INTEGERS for part in parts
+        )
 
     def broken(self, schema: Schema, value: Any, path: str) -> str | None:
         """A broken rule in words, if every reading of the value breaks one. Wrong types are left to the decoders."""
@@ -515,6 +517,8 @@ class _Rules:
         closed = schema.get("additionalProperties") is False
         if closed and _is_object(value) and not value.keys() <= schema["properties"].keys():
             return _unknown(path, value, schema["properties"])
+        if schema.get("propertyNames") == _INTEGERS and "-0" in value:
+            return f"a key of `{path}`: expected an integer, got `-0`"
         problems = (self.broken(part, item, at) for part, item, at in _inside(schema, value, path))
         return next(filter(None, problems), None)
 

@@ -24,7 +24,9 @@ def check_history(messages: Sequence[Message]) -> None:
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             if not expected or message.call_id != expected[0]:
-                raise HistoryError(f"message {index} is a result for the call {message.call_id!r}, which is not the next open call")
+                raise HistoryError(
+                    f"message {index} is a result for the call {message.call_id!r}, which is not the next open call"
+                )
             expected.pop(0)
             continue
         if expected:

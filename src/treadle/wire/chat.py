@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,7 @@ from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.dialects import FINISH, Dialect
 from treadle.wire.fold import ReplyFold
 from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.untyped import array, count, object_, string
 
 __all__ = ["MAX_BODY_BYTES", "ChatCodec", "ChatDecoder", "ChatEncoder"]
 
@@ -66,7 +67,6 @@ class _Chunk(Struct, gc=False):
     model: Any = None
 
 
-_chunk: TypeAlias = _Chunk
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder().encode
 _SSE_STARTS = b"deir:\r\n\xef"  # data, event/error, id, retry, comments, blank lines, BOM
@@ -163,9 +163,7 @@ class ChatDecoder:
             # Some servers say `stop` with calls (a whole turn all the same); a claim of calls without one is no reason.
             if finish in ("end", "tool_use"):
                 finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
-        return Reply(
-            message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model
-        )
+        return Reply(message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model)
 
     def _begin(self, data: bytes) -> None:
         start = data.lstrip(b" \t\r\n")
@@ -224,9 +222,9 @@ class ChatDecoder:
             if delta.content:
                 self._fold.content(delta.content)
                 self.progress += 1
-        elif type(delta.content) is list:
-            for part in delta.content:  # Mistral's content parts
-                self._part(part)
+        else:
+            for part in array(delta.content):  # Mistral's content parts
+                self._part(object_(part))
         if type(delta.refusal) is str and delta.refusal:
             self._refused = True
             self._fold.flush()
@@ -246,17 +244,12 @@ class ChatDecoder:
                 self.progress += 1
                 return
 
-    def _part(self, part: Any) -> None:
-        if not isinstance(part, dict):
-            return
-        text: Any = part.get("text")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        thinking: Any = part.get("thinking")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if type(text) is str and text:
+    def _part(self, part: dict[str, Any]) -> None:
+        if text := string(part.get("text")):
             self._fold.content(text)
             self.progress += 1
-        for inner in thinking if type(thinking) is list else ():  # pyright: ignore[reportUnknownVariableType]
-            piece: Any = inner.get("text") if isinstance(inner, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if type(piece) is str and piece:
+        for inner in array(part.get("thinking")):
+            if piece := string(object_(inner).get("text")):
                 self._fold.thinking(piece, "reasoning_content")
                 self.progress += 1
 
@@ -264,7 +257,7 @@ class ChatDecoder:
         arguments = function.arguments
         if arguments is not None and type(arguments) is not str:
             arguments = _encode(arguments).decode()
-        name = function.name if type(function.name) is str else ""
+        name = string(function.name)
         if not (id or name or arguments):
             return
         self._fold.call(index, str(id) if id else "", name, arguments)
@@ -280,28 +273,20 @@ class ChatDecoder:
             raise BadStream("the server answered with JSON that is not a chat completion", server_said=_excerpt(body))
 
     def _note_usage(self, usage: Any) -> None:
-        if isinstance(usage, dict):
-            self._usage.update(usage)  # pyright: ignore[reportUnknownArgumentType]
+        self._usage.update(object_(usage))
 
 
 def _excerpt(data: bytes) -> str:
     return data[:2000].decode("utf-8", "replace")
 
 
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
 def _usage(said: dict[str, Any]) -> Usage:
-    prompt, completion = said.get("prompt_tokens_details"), said.get("completion_tokens_details")
-    prompt = prompt if isinstance(prompt, dict) else {}
-    completion = completion if isinstance(completion, dict) else {}
-    cached = _count(prompt.get("cached_tokens"))  # pyright: ignore[reportUnknownMemberType]
+    cached = count(object_(said.get("prompt_tokens_details")).get("cached_tokens"))
     return Usage(
-        input_tokens=_count(said.get("prompt_tokens")),
-        output_tokens=_count(said.get("completion_tokens")),
-        cached_input_tokens=cached if cached is not None else _count(said.get("prompt_cache_hit_tokens")),  # DeepSeek
-        reasoning_tokens=_count(completion.get("reasoning_tokens")),  # pyright: ignore[reportUnknownMemberType]
+        input_tokens=count(said.get("prompt_tokens")),
+        output_tokens=count(said.get("completion_tokens")),
+        cached_input_tokens=cached if cached is not None else count(said.get("prompt_cache_hit_tokens")),  # DeepSeek
+        reasoning_tokens=count(object_(said.get("completion_tokens_details")).get("reasoning_tokens")),
     )
 
 

@@ -22,6 +22,7 @@ from treadle.errors import (
     RateLimited,
     ServerError,
 )
+from treadle.wire.untyped import object_, string
 
 __all__ = ["error_from_object", "error_from_response"]
 
@@ -58,9 +59,8 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
     said = body.decode("utf-8", "replace").strip()
     detail: Any = None
     try:
-        parsed = msgspec.json.decode(body)
-        if isinstance(parsed, dict):
-            detail = parsed.get("error", parsed)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        parsed = object_(msgspec.json.decode(body))
+        detail = parsed.get("error", parsed)
     except (msgspec.MsgspecError, RecursionError):
         pass
     if 300 <= status < 400:
@@ -86,7 +86,7 @@ def error_from_object(detail: Any, *, status: int | None = None) -> ModelError:
     Captured: `{"message", "type", "code": 400}` (vLLM), the same with `"code": "500"` as a string (LiteLLM).
     """
     said = detail if isinstance(detail, str) else msgspec.json.encode(detail).decode()
-    code: Any = detail.get("code") if isinstance(detail, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    code = object_(detail).get("code")
     if isinstance(code, str) and code.isdecimal() and len(code) == 3:
         code = int(code)
     status = code if isinstance(code, int) and 400 <= code < 600 else status
@@ -95,21 +95,15 @@ def error_from_object(detail: Any, *, status: int | None = None) -> ModelError:
 
 
 def _classify(status: int, detail: Any, said: str) -> type[ModelError]:
-    if isinstance(detail, dict):
-        kinds = {detail.get("type"), detail.get("code")} if _hashable(detail) else set()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType]
-        if kinds & _OVERFLOW_TYPES or detail.get("param") == "input_tokens":  # pyright: ignore[reportUnknownMemberType]  # vLLM (captured)
-            return ContextOverflow
-        if "rate_limit_exceeded" in kinds:
-            return RateLimited
+    fields = object_(detail)
+    kinds = {string(fields.get("type")), string(fields.get("code"))}
+    if kinds & _OVERFLOW_TYPES or fields.get("param") == "input_tokens":  # vLLM (captured)
+        return ContextOverflow
+    if "rate_limit_exceeded" in kinds:
+        return RateLimited
     if status < 500 and status != 429 and _OVERFLOW.search(said[:4000]):
         return ContextOverflow
-    if status in _STATUS:
-        return _STATUS[status]
-    return ServerError if status >= 500 else InvalidRequest
-
-
-def _hashable(detail: Any) -> bool:
-    return all(isinstance(detail.get(key), str | int | None) for key in ("type", "code"))
+    return _STATUS.get(status) or (ServerError if status >= 500 else InvalidRequest)
 
 
 def _hint(error: type[ModelError], status: int) -> str:

@@ -126,7 +126,9 @@ class ReplyFold:
         call = self._candidate(index, id, name, arguments)
         if call is None:
             if len(self._calls) == MAX_CALLS_PER_TURN:
-                raise BadStream(f"more than {MAX_CALLS_PER_TURN:,} tool calls in one turn", hint="The model or its server is running wild.")
+                raise BadStream(
+                    f"more than {MAX_CALLS_PER_TURN:,} tool calls in one turn", hint="The model or its server is running wild."
+                )
             call = _Call(index, len(self._calls))
             self._calls.append(call)
             self._parts.append(call)
@@ -206,7 +208,7 @@ class ReplyFold:
             self._deltas.append(TextDelta(turn=self._turn, attempt=self._attempt, text=text))
         elif showing == "thinking":
             self._deltas.append(ThinkingDelta(turn=self._turn, attempt=self._attempt, text=text))
-        elif isinstance(showing, _Call):
+        else:
             self._deltas.append(
                 ToolCallDelta(
                     turn=self._turn, attempt=self._attempt, position=showing.position, name=showing.name, arguments=text
