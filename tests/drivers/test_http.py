@@ -318,6 +318,14 @@ class TestErrors:
             answers(exchange)
         assert caught.value.hint and "127.0.0.1" in caught.value.message or isinstance(caught.value, BadStream)
 
+    def test_an_error_body_in_pieces_and_without_end_is_understood(self) -> None:
+        body = b'{"error": {"type": "exceed_context_size_error"}}'
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 500\r\n\r\n"
+        with pytest.raises(ContextOverflow):
+            answers([Send(head), Send(body[:20]), Wait(1), Send(body[20:]), Hang()])
+        with pytest.raises(ContextOverflow):
+            answers([Send(head), Send(body), Reset()])
+
     def test_nothing_listens(self) -> None:
         async def main() -> None:
             with socket.socket() as unused:

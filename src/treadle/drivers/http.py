@@ -47,6 +47,8 @@ _KEEPALIVE_S = 4.0  # below the 5 s after which llama.cpp's and uvicorn's server
 _END_OF_STREAM_S = 0.1  # after the end mark: how long to wait for the end of the body, so that the connection can be reused
 _LARGE_BODY = 2**20  # above this the client wants a file-like body, and sends it in pieces
 _ERROR_BODY_BYTES = 65_536
+_BODY_S = 5.0
+_JSON_BODY_BYTES = 2**22
 _EXPLAIN_S = 1.0
 
 
@@ -159,7 +161,7 @@ class HttpConnection:
         )
 
     async def error(self, response: aiohttp.ClientResponse) -> ModelError:
-        body = await response.content.read(_ERROR_BODY_BYTES)
+        body = await _body(response, _ERROR_BODY_BYTES)
         error = self._driver.codec.error(response.status, response.headers, body, address=self._url)
         return await self.explained(error) if isinstance(error, ModelNotFound | BadStream) else error
 
@@ -361,12 +363,20 @@ async def get_json(
             ) as response:
                 if response.status != 200:
                     return None
-                answer = await response.content.read(2**22)
-                while not response.content.at_eof() and len(answer) < 2**22:
-                    answer += await response.content.read(2**22 - len(answer))
+                answer = await _body(response, _JSON_BODY_BYTES)
                 return msgspec.json.decode(answer)
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, RecursionError):
             return None
+
+
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """The body, or what comes of it within the bounds: a status means the same without the rest of its explanation."""
+    body = b""
+    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(_BODY_S):
+            while len(body) < max_bytes and (data := await response.content.read(max_bytes - len(body))):
+                body += data
+    return body
 
 
 def check_url(url: str) -> str:
