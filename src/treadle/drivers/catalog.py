@@ -120,7 +120,7 @@ def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
         url = _mended(url)
         if name:
             return http_driver(url, name, api_key=api_key)
-        return DiscoveredDriver(url, base_url=url, api_key=api_key)
+        return DiscoveredDriver(text, base_url=url, api_key=api_key)
     provider, _, name = text.partition("/")
     preset = PRESETS.get(provider)
     if preset is None:
@@ -147,7 +147,7 @@ def addresses(preset: Preset) -> tuple[str, ...]:
         names = " and ".join(preset.address_env)
         raise UsageError(
             f"{names} does not hold the address of a server",
-            hint="Use HOST, HOST:PORT, :PORT or http://HOST:PORT, without a user name; a key goes into its own variable.",
+            hint="Use HOST, HOST:PORT, :PORT or http://HOST:PORT; a key goes into its own variable.",
         ) from None
 
 
@@ -210,7 +210,7 @@ def _mended(url: str) -> str:
             hint="Pass a key as `api_key=`, or in the provider's variable.",
         )
     check_url(url)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - one listens there, and connects elsewhere
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # one listens there, and connects elsewhere
     path = parts.path.rstrip("/")
     for copied in ("/chat/completions", "/models"):
         path = path.removesuffix(copied).rstrip("/")
@@ -231,7 +231,7 @@ def _unknown(text: str) -> UsageError:
         )
     provider, slash, name = text.partition("/")
     known = ["local", *PRESETS]
-    near = difflib.get_close_matches(provider.lower(), known[1:] if slash else known, n=1, cutoff=0.6 if slash else 0.85)
+    near = difflib.get_close_matches(provider.lower(), known[bool(slash) :], n=1, cutoff=0.6 if slash else 0.85)
     if re.fullmatch(r"[\w.-]+:\d{2,5}(/.*)?", text):
         guess = f"http://{text}"
     elif near:
@@ -242,6 +242,6 @@ def _unknown(text: str) -> UsageError:
         guess = f"ollama/{text}" if text else "local"
     hint = f'Did you mean "{guess[:80]}"? ' if guess else ""
     return UsageError(
-        f"no provider is named {provider[:80]!r}" if slash else f"{shown} is not the name of a model with its server",
-        hint=hint + f"A model is PROVIDER/NAME ({', '.join(PRESETS)}), an address such as http://HOST:8000/v1#NAME, or local.",
+        f"no provider is named {provider[:80]!r}" if slash else f"{shown} names no server",
+        hint=f"{hint}A model is PROVIDER/NAME (with {', '.join(PRESETS)}), http://HOST:PORT/v1#NAME, or local.",
     )

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import difflib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct, structs
@@ -51,7 +51,9 @@ class Found(Struct, frozen=True, kw_only=True):
     models: tuple[ModelInfo, ...]
 
 
-async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1.0, only: str | None = None) -> Found | None:
+async def look_at(
+    base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1.0, only: str | None = None
+) -> Found | None:
     """The server at an address, or None if no model server answers there in time.
 
     Asks `/v1/models`, then the server's own endpoints, one of which says more.
@@ -70,7 +72,8 @@ async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1
 
     async def ask(url: str, body: Any = None) -> Any:
         left_s = deadline - clock()
-        with contextlib.suppress(TimeoutError, UsageError, ValueError):  # a SOCKS proxy; a key or host that cannot be sent
+        # UsageError: a SOCKS proxy; ValueError: a key or a host that cannot be sent.
+        with contextlib.suppress(TimeoutError, UsageError, ValueError):
             return await get_json(url, timeout_s=left_s, body=body, api_key=api_key) if left_s > 0 else None
         return None
 
@@ -89,7 +92,8 @@ async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1
             return Found(server=kind, base_url=base_url, models=tuple(models))
     if listed is None:
         return None
-    return Found(server="openai-compatible", base_url=base_url, models=tuple(_plain(e, "openai-compatible") for e in listed))
+    kind = "openai-compatible"
+    return Found(server=kind, base_url=base_url, models=tuple(_plain(entry, kind) for entry in listed))
 
 
 async def discover(
@@ -108,7 +112,9 @@ async def discover(
             tried[preset.name] = f"{preset.title}: {error.message}"
     urls = [url for url in tried if url not in PRESETS]
     keys = [key_at(url) if api_key is None else api_key for url in urls]
-    answers = await asyncio.gather(*(look_at(u, api_key=k, timeout_s=timeout_s) for u, k in zip(urls, keys, strict=True)))
+    answers = await asyncio.gather(
+        *(look_at(u, api_key=k, timeout_s=timeout_s) for u, k in zip(urls, keys, strict=True))
+    )
     return [found for found in answers if found is not None], list(tried.values())
 
 
@@ -173,7 +179,13 @@ class DiscoveredDriver:
     """
 
     def __init__(
-        self, model: str, *, provider: str | None = None, name: str = "", base_url: str | None = None, api_key: ApiKey = None
+        self,
+        model: str,
+        *,
+        provider: str | None = None,
+        name: str = "",
+        base_url: str | None = None,
+        api_key: ApiKey = None,
     ) -> None:
         self.model = model
         self._provider = provider
@@ -186,7 +198,7 @@ class DiscoveredDriver:
         return f"DiscoveredDriver({self.model!r})"
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Connection]:
+    async def connect(self) -> AsyncGenerator[Connection, None]:
         """As `HttpDriver.connect`, after `resolve`."""
         driver = await self.resolve()
         async with driver.connect() as connection:
@@ -210,7 +222,9 @@ class DiscoveredDriver:
             answer = await look_at(self._base_url, api_key=key, timeout_s=_patience_s(self._base_url))
             found, tried = [answer] if answer else [], [self._base_url]
         else:
-            found, tried = await discover([self._provider] if self._provider else None, api_key=self._api_key)
+            patience_s = max(map(_patience_s, addresses(PRESETS[self._provider]))) if self._provider else 1.0
+            names = [self._provider] if self._provider else None
+            found, tried = await discover(names, api_key=self._api_key, timeout_s=patience_s)
         if self._name:
             return self._named(found)
         choices = [(f, m) for f in found if (m := pick(f))]
@@ -224,7 +238,9 @@ class DiscoveredDriver:
     def _named(self, found: list[Found]) -> HttpDriver:
         """The model was given: the server that lists it, or is of that kind, or whoever answers there."""
         preset = PRESETS[self._provider or ""]
-        best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
+        best = min(
+            found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None
+        )
         url = best.base_url if best else addresses(preset)[0]
         driver = http_driver(url, self._name, name=self.model, api_key=self._api_key)
         if best:
@@ -252,7 +268,9 @@ class DiscoveredDriver:
         )
 
 
-def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -> Callable[[ModelError], Awaitable[str]]:
+def explain_for(
+    base_url: str, *, model: str = "NAME", api_key: ApiKey = None
+) -> Callable[[ModelError], Awaitable[str]]:
     """What an `HttpDriver` at this address needs as `explain`: says what is there instead, and what to type.
 
     The sentence is empty if nothing more is known than the error says.
@@ -265,8 +283,9 @@ def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -
             return f"{_title(here.server)} answers at {here.base_url}: use that address."
         if here is not None:
             return _without_model(here, model) if isinstance(error, ModelNotFound) else ""
-        said = ["Nothing listens there." if isinstance(error, ConnectFailed) else "What answers there is no model server."]
-        for other in found:
+        refused = isinstance(error, ConnectFailed)
+        said = ["Nothing listens there." if refused else "What answers there lists no models: is it a model server?"]
+        for other in found if refused or is_loopback(base_url) else ():
             if other.base_url != base_url and (chosen := pick(other)):
                 said.append(
                     f"Found {_title(other.server)} at {other.base_url} serving {chosen.model}: "
@@ -284,14 +303,17 @@ def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -
 
 def _without_model(here: Found, model: str) -> str:
     names = [each.model for each in here.models]
-    if model in names:
+    if model in names or f"{model}:latest" in names:
         return ""
-    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
-    said = f"{_title(here.server)} answers at that address; " + (f"its models: {shown}." if names else "it has no model.")
+    shown = ", ".join(names[:_MAX_SHOWN])
+    if len(names) > _MAX_SHOWN:
+        shown += f" and {len(names) - _MAX_SHOWN} more"
+    said = f"{_title(here.server)} answers at that address; {f'its models: {shown}.' if names else 'it has no model.'}"
     if near := difflib.get_close_matches(model, names, n=1):
-        return f"{said} Did you mean {near[0]}?"
-    preset = PRESETS.get(here.server)
-    return f"{said} To get this one: {_command(preset.fetch_hint, here.base_url, model)}." if preset else said
+        said += f" Did you mean {near[0]}?"
+    if preset := PRESETS.get(here.server):
+        said += f" To get this one: {_command(preset.fetch_hint, here.base_url, model)}."
+    return said
 
 
 def _command(template: str, base_url: str, model: str = "NAME") -> str:
@@ -326,7 +348,9 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
     version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
     if not sure and not isinstance(_at(version, "version"), str):
         return None
-    windows = {e.get("model") or e.get("name"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))}
+    windows = {
+        e.get("model") or e.get("name"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))
+    }
     names: list[str] = [e["id"] for e in listed or ()]
     asked = [n for n in names if only is None or n in (only, f"{only}:latest")]
     asked = sorted(asked, key=lambda n: n not in windows)[:_MAX_ASKED]
@@ -337,9 +361,11 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
         abilities = _words(_at(show, "capabilities"))
         if abilities and not abilities & {"completion", "embedding"}:
             continue
-        trained = next((_tokens(v) for k, v in _pairs(_at(show, "model_info")) if k.endswith(".context_length")), None)
+        trained = _tokens(_at(show, "model_info", f"{_at(show, 'model_info', 'general.architecture')}.context_length"))
         window, source = windows.get(name), "GET /api/ps context_length"
-        if window is None and (set_to := re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)):
+        if window is None and (
+            set_to := re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)
+        ):
             window, source = _tokens(int(set_to[1])), "POST /api/show parameters num_ctx"
         elif window is None and _at(show, "remote_host"):  # runs in Ollama's cloud, with all it was trained for
             window, source = trained, "POST /api/show model_info.context_length"
@@ -356,7 +382,9 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
     return models
 
 
-async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+async def _lmstudio(
+    ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None
+) -> list[ModelInfo] | None:
     """Unknown paths are answered with 200 and an error here. A model not loaded has no window yet, as with Ollama."""
     answer = _at(await ask(f"{root}/api/v0/models"), "data")
     entries = [e for e in _dicts(answer) if _is_name(e.get("id")) and isinstance(e.get("state"), str)]
@@ -380,7 +408,9 @@ async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, on
     return models
 
 
-async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+async def _llamacpp(
+    ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None
+) -> list[ModelInfo] | None:
     """`n_ctx` is what one slot, so one conversation, has (measured: 512 of a server started with 1024 for two slots).
 
     A router lists several models with a status, and must not be made to load one by being asked.
@@ -401,7 +431,10 @@ async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, on
         if "text" not in (_words(_at(entry, "architecture", "output_modalities")) or {"text"}):
             continue
         own = props.get(entry["id"], props.get(""))
-        window, source = _tokens(_at(own, "default_generation_settings", "n_ctx")), "GET /props default_generation_settings.n_ctx"
+        window, source = (
+            _tokens(_at(own, "default_generation_settings", "n_ctx")),
+            "GET /props default_generation_settings.n_ctx",
+        )
         if window is None:
             window, source = _tokens(_at(entry, "meta", "n_ctx")), "GET /v1/models meta.n_ctx"
         said = {
@@ -416,7 +449,9 @@ async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, on
                 window_tokens=window,
                 window_source=source if window else None,
                 abilities=frozenset(ability for ability, true in said.items() if true),
-                loaded=_at(entry, "status", "value") == "loaded" if "status" in entry else _at(own, "is_sleeping") is not True,
+                loaded=_at(entry, "status", "value") == "loaded"
+                if "status" in entry
+                else _at(own, "is_sleeping") is not True,
             )
         )
     return models
@@ -437,7 +472,9 @@ _READERS = {"ollama": _ollama, "lmstudio": _lmstudio, "llamacpp": _llamacpp, "vl
 
 
 def _is_embedding(info: ModelInfo) -> bool:
-    return "embedding" in info.abilities or (not info.abilities and re.search("embed|rerank", info.model, re.I) is not None)
+    return "embedding" in info.abilities or (
+        not info.abilities and re.search("embed|rerank", info.model, re.I) is not None
+    )
 
 
 def _rank(info: ModelInfo) -> tuple[int, bool]:
@@ -446,31 +483,31 @@ def _rank(info: ModelInfo) -> tuple[int, bool]:
 
 def _listed(answer: Any) -> _Listed | None:
     """The entries of a `/v1/models` answer; Ollama sends null for none."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("data", ""), list | None):
+    data = _at(answer, "data")
+    if not isinstance(data, list) and not (data is None and _at(answer, "object") == "list"):
         return None
-    return [entry for entry in _dicts(answer["data"]) if _is_name(entry.get("id"))]
+    return [entry for entry in _dicts(data) if _is_name(entry.get("id"))]
 
 
 def _is_name(value: Any) -> bool:
+    """It can be shown and typed."""
     return isinstance(value, str) and 0 < len(value) <= 300 and value.isprintable()
 
 
 def _at(value: Any, *path: str) -> Any:
     for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+        value = cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
     return value
 
 
 def _dicts(value: Any) -> _Listed:
-    return [each for each in value[:_MAX_MODELS] if isinstance(each, dict)] if isinstance(value, list) else []
-
-
-def _pairs(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, dict) else []
+    items = cast("list[Any]", value)[:_MAX_MODELS] if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, dict)]
 
 
 def _words(value: Any) -> frozenset[str]:
-    return frozenset(each for each in value if isinstance(each, str)) if isinstance(value, list) else frozenset()
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return frozenset(item for item in items if isinstance(item, str))
 
 
 def _tokens(value: Any) -> int | None:

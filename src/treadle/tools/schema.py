@@ -76,8 +76,7 @@ class Parameters:
             self.schema["$defs"] = defs
         fields = [_field(p) for p in parameters]
         self._struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        self._rules = _Rules(self.schema.get("$defs", {}))
-        self._nested = {name: schema for name, schema in properties.items() if self._rules.concern(schema)}
+        self._nested = {name: schema for name, schema in properties.items() if _has_rules(schema)}
 
     def decode(self, text: str) -> dict[str, Any]:
         """Values by name, absent ones filled from the signature.
@@ -89,9 +88,11 @@ class Parameters:
             value = _loads(text)
             if not value.keys() <= self.schema["properties"].keys():
                 raise InvalidArguments(_unknown("", value, self.schema["properties"]))
-            for name in self._nested.keys() & value.keys():
-                if problem := self._rules.broken(self._nested[name], value[name], name):
-                    raise InvalidArguments(problem)
+            if nested := self._nested.keys() & value.keys():
+                rules = _Rules(self.schema.get("$defs", {}))
+                for name in nested:
+                    if problem := rules.broken(self._nested[name], value[name], name):
+                        raise InvalidArguments(problem)
             struct = msgspec.convert(value, self._struct, str_keys=True, dec_hook=_decode_other)
         except InvalidArguments:
             raise
@@ -111,8 +112,10 @@ class Parameters:
         said, in_key, path = match.groups() if match else (error, None, None)
         said = said.removeprefix("Object ")
         said = said[:1].lower() + said[1:]
-        if said.startswith("invalid") and path and (allowed := self._rules.choices(self.schema, path, in_key)):
-            said += "; expected one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+        if said.startswith("invalid") and path:
+            allowed = _Rules(self.schema.get("$defs", {})).choices(self.schema, path, in_key)
+            listed = ", ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+            said += f"; expected one of {listed}" if listed else ""
         return f"{'a key of ' if in_key else ''}`{path}`: {said}" if path else said
 
 
@@ -142,16 +145,6 @@ _BOUNDS = {
     "multiple_of": "multipleOf",
     "pattern": "pattern",
 }
-_JSON_TYPES = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-    "object": (dict,),
-    "array": (list,),
-    "any": (str, int, float, bool, type(None), dict, list),
-}
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _TEXT_KEYS = (mi.StrType, mi.DateType, mi.EnumType, mi.LiteralType)  # others can spell one key in several ways
 _INTEGERS = {"pattern": "^(0|-?[1-9][0-9]*)$"}
@@ -166,16 +159,16 @@ def _drawn(tool: str, p: inspect.Parameter, said: Mapping[str, str], drawing: _D
         schema = drawing.draw(info, hint)
         copy.deepcopy(p.default)
     except Exception as error:  # whatever msgspec or the evaluation of a class's annotations says
-        hint = "Write a type JSON can express: str, int, float, bool, list, dict, Literal, an Enum, a dataclass."
+        advice = "Write a type JSON can express: str, int, float, bool, list, dict, Literal, an Enum, a dataclass."
         if "union" in str(error):
-            hint = "JSON alone must tell a union's members apart: use one type, or msgspec Structs with `tag=True`."
+            advice = "JSON alone must tell a union's members apart: use one type, or msgspec Structs with `tag=True`."
         elif "Can only set" in str(error):
-            hint = "A bound goes on the type it bounds: `Annotated[int, ...] | None`."
+            advice = "A bound goes on the type it bounds: `Annotated[int, ...] | None`."
         elif isinstance(error, NameError):
-            hint = "Define at module level what the annotations of that class name."
-        said_why = str(error).partition("\n")[0]
-        reason = f"`{inspect.formatannotation(p.annotation)}` cannot be offered to a model: {said_why}"
-        raise ToolDefinitionError(f"tool `{tool}`: parameter `{p.name}`: {reason}", hint=hint) from error
+            advice = "Define at module level what the annotations of that class name."
+        reason = str(error).partition("\n")[0]
+        reason = f"`{inspect.formatannotation(p.annotation)}` cannot be offered to a model: {reason}"
+        raise ToolDefinitionError(f"tool `{tool}`: parameter `{p.name}`: {reason}", hint=advice) from error
     described = isinstance(info, mi.Metadata) and "description" in _said(info)
     if p.name in said and not described:
         schema["description"] = said[p.name]
@@ -229,22 +222,23 @@ class _Drawing:
         key = t.key_type.type if isinstance(t.key_type, mi.Metadata) else t.key_type
         names, values = self.draw(key, hint), self.draw(t.value_type, hint)
         if isinstance(key, mi.IntType):
-            names = _INTEGERS
+            names = dict(_INTEGERS)
         elif names and (names.pop("type", None) != "string" or not isinstance(key, _TEXT_KEYS)):
             raise TypeError("the keys of a `dict` must be `str`, `int`, `date`, or an `Enum` or `Literal` of texts")
+        names.pop("description", None)
         drawn: Schema = {"type": "object", "propertyNames": names} if names else {"type": "object"}
         return {**drawn, "additionalProperties": values} if values else drawn
 
     def _custom(self, cls: Any) -> Schema:
         if cls in self._refs:
             return dict(self._refs[cls])
+        if inspect.isclass(cls) and issubclass(cls, PurePath):
+            return {"type": "string"}
         pydantic = sys.modules.get("pydantic")
         if inspect.isclass(cls) and pydantic is not None and issubclass(cls, pydantic.BaseModel):
             cast("Any", cls).model_json_schema()  # fails here, where the parameter is known
             self.new_models.append(cls)
             return {}
-        if inspect.isclass(cls) and issubclass(cls, PurePath):
-            return {"type": "string"}
         raise TypeError(f"`{getattr(cls, '__name__', cls)}` is not a type JSON can express")
 
     def _class(self, t: Any) -> Schema:
@@ -262,7 +256,7 @@ class _Drawing:
     def _fields(self, t: _Class, cls: Any) -> Schema:
         try:
             hints = get_type_hints(cls, include_extras=True)
-        except NameError:
+        except Exception:  # msgspec has read them in its own way; what is missing here is descriptions
             hints = {}
         tag_field: str | None = getattr(t, "tag_field", None)
         properties: dict[str, Schema] = {tag_field: _choice([getattr(t, "tag", None)])} if tag_field else {}
@@ -399,8 +393,8 @@ def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
     """
     roots = (schema, *defs.values())
     uses = Counter(part["$ref"] for root in roots for part in _parts(root) if "$ref" in part)
-    for root in roots:
-        for part in _parts(root):
+    for name in (None, *defs.copy()):
+        for part in _parts(schema if name is None else defs.get(name, {})):
             while uses[part.get("$ref", "")] == 1:
                 said = {keyword: value for keyword, value in part.items() if keyword != "$ref"}
                 target = defs.pop(part["$ref"].removeprefix("#/$defs/"))
@@ -492,46 +486,62 @@ def _is_array(value: object) -> TypeGuard[list[Any]]:
     return type(value) is list
 
 
+_JSON_TYPES = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "object": (dict,),
+    "array": (list,),
+}
+_ANY = (str, int, float, bool, type(None), dict, list)
+
+
 class _Rules:
-    """What msgspec or pydantic let pass and the schema does not: unknown fields, numbers for decimals, `-0` as a key."""
+    """What msgspec or pydantic let pass in one call and the schema does not: unknown fields, numbers for decimals.
+
+    Each value is looked at once per schema, so a union that holds itself cannot make a call expensive.
+    """
 
     def __init__(self, defs: Mapping[str, Schema]) -> None:
         self._defs = defs
-
-    def concern(self, schema: Schema) -> bool:
-        parts = list(_parts(schema))
-        return any("properties" in part or "$ref" in part for part in parts) or any(
-            part.get("format") == "decimal" or part.get("propertyNames") == _INTEGERS for part in parts
-        )
+        self._broken: dict[tuple[int, int], str | None] = {}
+        self._fitting: dict[tuple[int, int], bool] = {}
 
     def broken(self, schema: Schema, value: Any, path: str) -> str | None:
         """A broken rule in words, if every reading of the value breaks one. Wrong types are left to the decoders."""
-        options = list(self._options(schema))
-        readings = [option for option in options if self._fits(option, value)]
-        if not readings and any(option.get("format") == "decimal" for option in options):
-            return f"`{path}`: expected a finite number in quotes"
-        problems = [self._broken(option, value, path) for option in readings]
-        return problems[0] if problems and None not in problems else None
+        known = (id(schema), id(value))
+        if known not in self._broken:
+            options = [option for option in self._options(schema) if _is_kind(option, value)]
+            readings = [option for option in options if self._fits(option, value)] or options
+            problems = [self._problem(option, value, path) for option in readings]
+            if not options and any(option.get("format") == "decimal" for option in self._options(schema)):
+                problems = [f"`{path}`: expected a finite number in quotes"]
+            self._broken[known] = problems[0] if problems and None not in problems else None
+        return self._broken[known]
 
-    def _broken(self, schema: Schema, value: Any, path: str) -> str | None:
+    def _problem(self, schema: Schema, value: Any, path: str) -> str | None:
         closed = schema.get("additionalProperties") is False
         if closed and _is_object(value) and not value.keys() <= schema["properties"].keys():
             return _unknown(path, value, schema["properties"])
-        if schema.get("propertyNames") == _INTEGERS and "-0" in value:
+        if schema.get("propertyNames") == _INTEGERS and "-0" in value:  # beside `0` it would be one key twice
             return f"a key of `{path}`: expected an integer, got `-0`"
         problems = (self.broken(part, item, at) for part, item, at in _inside(schema, value, path))
         return next(filter(None, problems), None)
 
     def _fits(self, schema: Schema, value: Any) -> bool:
-        return any(
-            type(value) in _JSON_TYPES.get(option.get("type", "any"), _JSON_TYPES["any"])
-            and value in option.get("enum", [value])
-            and value == option.get("const", value)
-            and not (option.get("format") == "decimal" and "n" in value.lower())  # NaN, Infinity
-            and (not isinstance(value, dict) or all(name in value for name in option.get("required", ())))
-            and all(self._fits(part, item) for part, item, _ in _inside(option, value, ""))
-            for option in self._options(schema)
-        )
+        known = (id(schema), id(value))
+        if known not in self._fitting:
+            self._fitting[known] = any(
+                _is_kind(option, value)
+                and value in option.get("enum", [value])
+                and value == option.get("const", value)
+                and (not _is_object(value) or value.keys() >= set(option.get("required", ())))
+                and all(self._fits(part, item) for part, item, _ in _inside(option, value, ""))
+                for option in self._options(schema)
+            )
+        return self._fitting[known]
 
     def _options(self, schema: Schema) -> Iterator[Schema]:
         if "$ref" in schema:
@@ -542,15 +552,29 @@ class _Rules:
         for option in inner or ():
             yield from self._options(option)
 
-    def choices(self, schema: Schema, path: str, in_key: object = None) -> list[Any]:
+    def choices(self, schema: Schema, path: str, in_key: object) -> list[Any]:
         """Values, or keys, that a schema allows at a place such as `trip.legs[0].mode`; empty if it lists none."""
         options = list(self._options(schema))
         for step in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
             key = int(step[1:-1]) if step[1:-1].isdigit() else step
             parts = [part for option in options if (part := _part(option, key))]
-            options = [option for part in parts for option in self._options(part)]
+            options = list({id(option): option for part in parts for option in self._options(part)}.values())
         parts = [option.get("propertyNames", {}) for option in options] if in_key else options
         return [value for part in parts for value in part.get("enum", ())]
+
+
+def _has_rules(schema: Schema) -> bool:
+    return any(
+        "properties" in part or "$ref" in part or part.get("format") == "decimal" or "propertyNames" in part
+        for part in _parts(schema)
+    )
+
+
+def _is_kind(schema: Schema, value: Any) -> bool:
+    if schema.get("format") == "decimal" and isinstance(value, str):
+        return "n" not in value.lower()  # NaN, Infinity
+    kind = schema.get("type")  # a schema written by hand may have a list here
+    return type(value) in (_JSON_TYPES.get(kind, _ANY) if isinstance(kind, str) else _ANY)
 
 
 def _part(schema: Schema, key: str | int) -> Schema:
