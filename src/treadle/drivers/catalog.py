@@ -210,7 +210,9 @@ def _mended(url: str) -> str:
             hint="Pass a key as `api_key=`, or in the provider's variable.",
         )
     check_url(url)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # one listens there, and connects elsewhere
+    with contextlib.suppress(ValueError):
+        if (ip := ipaddress.ip_address(host)).is_unspecified:  # one listens there, and connects elsewhere
+            host = "127.0.0.1" if ip.version == 4 else "::1"
     path = parts.path.rstrip("/")
     for copied in ("/chat/completions", "/models"):
         path = path.removesuffix(copied).rstrip("/")

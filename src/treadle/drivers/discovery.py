@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -264,7 +265,7 @@ class DiscoveredDriver:
         starts = _or([_command(p.start_hint, p.base_url) for p in presets if p.start_hint])
         return ConnectFailed(
             f"no model server answers. Tried {', '.join(tried)}",
-            hint=f"Start one: {starts}; one that is still loading needs a moment.{keys} `treadle demo` needs no server.",
+            hint=f"Start one: {starts}; one still loading needs a moment.{keys} `treadle demo` needs no server.",
         )
 
 
@@ -335,11 +336,13 @@ def _patience_s(base_url: str) -> float:
 
 
 # What each server says of its models. A reader returns None where the answers are not that server's; `sure` says that
-# `/v1/models` named its owner. Only the answers of llama.cpp and vLLM were captured; Ollama's and LM Studio's are as
-# their documentation has them (docs.ollama.com/api, lmstudio.ai/docs/developer/rest/endpoints; 2026-11).
+# `/v1/models` named its owner. The answers of llama.cpp and vLLM were captured; Ollama's and LM Studio's are as their
+# documentation has them (docs.ollama.com/api, lmstudio.ai/docs/developer/rest/endpoints; 2026-11).
+
+_Models = list[ModelInfo] | None
 
 
-async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
+async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
     """A model that is not loaded has a window only if its file sets one.
 
     Otherwise the server decides when it loads it, often for 4,096 tokens, and cuts longer prompts without a word. What
@@ -348,79 +351,57 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
     version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
     if not sure and not isinstance(_at(version, "version"), str):
         return None
-    windows = {
-        e.get("model") or e.get("name"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))
-    }
-    names: list[str] = [e["id"] for e in listed or ()]
-    asked = [n for n in names if only is None or n in (only, f"{only}:latest")]
-    asked = sorted(asked, key=lambda n: n not in windows)[:_MAX_ASKED]
-    shown = dict(zip(asked, await asyncio.gather(*(ask(f"{root}/api/show", {"model": n}) for n in asked)), strict=True))
+    loaded = {e.get("model"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))}
+    names: list[str] = [entry["id"] for entry in listed or ()]
+    asked = [name for name in names if only is None or name in (only, f"{only}:latest")]
+    asked = sorted(asked, key=lambda name: name not in loaded)[:_MAX_ASKED]
+    shown = await asyncio.gather(*(ask(f"{root}/api/show", {"model": name}) for name in asked))
+    shows = dict(zip(asked, shown, strict=True))
     models: list[ModelInfo] = []
     for name in names:
-        show = shown.get(name)
+        show = shows.get(name)
         abilities = _words(_at(show, "capabilities"))
         if abilities and not abilities & {"completion", "embedding"}:
             continue
         trained = _tokens(_at(show, "model_info", f"{_at(show, 'model_info', 'general.architecture')}.context_length"))
-        window, source = windows.get(name), "GET /api/ps context_length"
-        if window is None and (
-            set_to := re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)
-        ):
+        window, source = loaded.get(name), "GET /api/ps context_length"
+        set_to = re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)
+        if window is None and set_to:
             window, source = _tokens(int(set_to[1])), "POST /api/show parameters num_ctx"
         elif window is None and _at(show, "remote_host"):  # runs in Ollama's cloud, with all it was trained for
             window, source = trained, "POST /api/show model_info.context_length"
-        models.append(
-            ModelInfo(
-                model=name,
-                server="ollama",
-                window_tokens=min(window, trained or window) if window else None,
-                window_source=source if window else None,
-                abilities=abilities & {"tools", "vision", "thinking", "embedding"},
-                loaded=name in windows if _at(running, "models") is not None else None,
-            )
-        )
+        window = min(window, trained or window) if window else None
+        in_memory = name in loaded if isinstance(_at(running, "models"), list) else None
+        models.append(_info(name, "ollama", window, source, abilities, in_memory))
     return models
 
 
-async def _lmstudio(
-    ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None
-) -> list[ModelInfo] | None:
+async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
     """Unknown paths are answered with 200 and an error here. A model not loaded has no window yet, as with Ollama."""
     answer = _at(await ask(f"{root}/api/v0/models"), "data")
     entries = [e for e in _dicts(answer) if _is_name(e.get("id")) and isinstance(e.get("state"), str)]
     if not isinstance(answer, list) or len(entries) < len(_dicts(answer)):
-        return [_plain(e, "lmstudio") for e in listed or ()] if sure else None
+        return [_plain(entry, "lmstudio") for entry in listed or ()] if sure else None
     models: list[ModelInfo] = []
     for entry in entries:
-        window = _tokens(entry.get("loaded_context_length"))
-        kind, capabilities = entry.get("type"), _words(entry.get("capabilities"))
-        said = {"tools": "tool_use" in capabilities, "vision": kind == "vlm", "embedding": kind == "embeddings"}
-        models.append(
-            ModelInfo(
-                model=entry["id"],
-                server="lmstudio",
-                window_tokens=window,
-                window_source="GET /api/v0/models loaded_context_length" if window else None,
-                abilities=frozenset(ability for ability, true in said.items() if true),
-                loaded=entry["state"] == "loaded",
-            )
-        )
+        window, source = _tokens(entry.get("loaded_context_length")), "GET /api/v0/models loaded_context_length"
+        words = _words(entry.get("capabilities")) | {str(entry.get("type"))}
+        named = {"tool_use": "tools", "vlm": "vision", "embeddings": "embedding"}
+        abilities = frozenset(named[word] for word in words if word in named)
+        models.append(_info(entry["id"], "lmstudio", window, source, abilities, entry["state"] == "loaded"))
     return models
 
 
-async def _llamacpp(
-    ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None
-) -> list[ModelInfo] | None:
+async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
     """`n_ctx` is what one slot, so one conversation, has (measured: 512 of a server started with 1024 for two slots).
 
     A router lists several models with a status, and must not be made to load one by being asked.
     """
     entries = listed or []
-    routed = [e for e in entries if _at(e, "status", "value") == "loaded"][:_MAX_ASKED]
-    if any("status" in e for e in entries):
-        urls = {e["id"]: f"{root}/props?model={quote(e['id'], safe='')}&autoload=false" for e in routed}
-    else:
-        urls = {"": f"{root}/props"}
+    urls = {"": f"{root}/props"}
+    if any("status" in entry for entry in entries):
+        ready = [e["id"] for e in entries if _at(e, "status", "value") == "loaded"]
+        urls = {name: f"{root}/props?model={quote(name, safe='')}&autoload=false" for name in ready[:_MAX_ASKED]}
     props = dict(zip(urls, await asyncio.gather(*(ask(url) for url in urls.values())), strict=True))
     if not sure and not isinstance(_at(props.get(""), "default_generation_settings"), dict):
         return None
@@ -428,43 +409,41 @@ async def _llamacpp(
         entries = [{"id": alias}]
     models: list[ModelInfo] = []
     for entry in entries:
-        if "text" not in (_words(_at(entry, "architecture", "output_modalities")) or {"text"}):
+        name, shape = entry["id"], _at(entry, "architecture")
+        if "text" not in (_words(_at(shape, "output_modalities")) or {"text"}):
             continue
-        own = props.get(entry["id"], props.get(""))
-        window, source = (
-            _tokens(_at(own, "default_generation_settings", "n_ctx")),
-            "GET /props default_generation_settings.n_ctx",
-        )
+        own = props.get(name, props.get(""))
+        window, source = _tokens(_at(own, "default_generation_settings", "n_ctx")), "GET /props n_ctx"
         if window is None:
             window, source = _tokens(_at(entry, "meta", "n_ctx")), "GET /v1/models meta.n_ctx"
-        said = {
-            "tools": _at(own, "chat_template_caps", "supports_tool_calls") is True,
-            "vision": _at(own, "modalities", "vision") is True
-            or "image" in _words(_at(entry, "architecture", "input_modalities")),
-        }
-        models.append(
-            ModelInfo(
-                model=entry["id"],
-                server="llamacpp",
-                window_tokens=window,
-                window_source=source if window else None,
-                abilities=frozenset(ability for ability, true in said.items() if true),
-                loaded=_at(entry, "status", "value") == "loaded"
-                if "status" in entry
-                else _at(own, "is_sleeping") is not True,
-            )
-        )
+        abilities = {"tools"} if _at(own, "chat_template_caps", "supports_tool_calls") is True else set[str]()
+        if _at(own, "modalities", "vision") is True or "image" in _words(_at(shape, "input_modalities")):
+            abilities.add("vision")
+        status = _at(entry, "status", "value") or ("sleeping" if _at(own, "is_sleeping") is True else "loaded")
+        models.append(_info(name, "llamacpp", window, source, abilities, status == "loaded"))
     return models
 
 
-async def _vllm(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> list[ModelInfo] | None:
-    return [_plain(e, "vllm", loaded=True) for e in listed or ()]
+async def _vllm(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
+    return [_plain(entry, "vllm", loaded=True) for entry in listed or ()]
 
 
 def _plain(entry: dict[str, Any], server: str, loaded: bool | None = None) -> ModelInfo:
     window = _tokens(entry.get("max_model_len"))
-    source = "GET /v1/models max_model_len" if window else None
-    return ModelInfo(model=entry["id"], server=server, window_tokens=window, window_source=source, loaded=loaded)
+    return _info(entry["id"], server, window, "GET /v1/models max_model_len", frozenset(), loaded)
+
+
+def _info(
+    name: str, server: str, window: int | None, source: str, said: AbstractSet[str], loaded: bool | None
+) -> ModelInfo:
+    return ModelInfo(
+        model=name,
+        server=server,
+        window_tokens=window,
+        window_source=source if window else None,
+        abilities=frozenset(said & {"tools", "vision", "thinking", "embedding"}),
+        loaded=loaded,
+    )
 
 
 _OWNERS = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama", "organization_owner": "lmstudio"}
