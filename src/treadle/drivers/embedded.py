@@ -2,8 +2,8 @@
 
 What was measured with xllamacpp 2026.10.11549 (Linux, the model of treadle-tiny):
 
-- Starting holds the interpreter lock until the model is loaded (12 ms here, many seconds for a large file): nothing else
-  in the process runs meanwhile, whichever thread starts it.
+- Starting holds the interpreter lock until the model is loaded (12 ms here, longer for a larger file): nothing else in
+  the process runs meanwhile, whichever thread starts it.
 - Stopping takes about 5 ms, 0.1 s with idle connections, up to 2.1 s while a client still streams; the interpreter lock
   is held here too. The library's default of one keep-alive comment in 30 s made the last case 30 s.
 - After stopping, the port is closed and its threads are gone, but for one log thread that the library keeps.
@@ -132,7 +132,7 @@ class LlamaServer:
         self._driver = self._new_driver(f"{address}/v1", name)
 
     def close(self) -> None:
-        """Stop the server and free the model. Safe to call twice; a stream still open is cut, which takes two seconds."""
+        """Stop the server and free the model. Safe to call twice. A stream still open is cut, which takes 2 s."""
         self._server = None
 
     def _settings(self, library: Any, name: str) -> Any:

@@ -35,7 +35,7 @@ def describe(doc: str | None, names: Collection[str]) -> tuple[str, dict[str, st
 
     A text that describes none of `names` comes back whole, dedented.
     """
-    whole = inspect.cleandoc(doc or "")
+    whole = inspect.cleandoc(doc or "").strip()
     text = whole + "\n"
     if re.match(rf"{_TITLE}:\n\S", text):  # a title on the first line, which `cleandoc` leaves out of the margin
         title, rest = text.split("\n", 1)
