@@ -101,7 +101,7 @@ def run_demo(*, as_json: bool, show: Callable[[Agent, str, Renderer], int]) -> i
     elif drawn:
         renderer = Terminal(console, show_prompt=True)
     if not as_json:
-        console.print(Styled(_INTRO, "dim"))
+        console.print(Styled(_INTRO, "dim"), soft_wrap=True)
     with LlamaServer(model_path()) as server:
         agent = Agent(server.driver, tools=TOOLS, options=Options(temperature=0.0, max_tokens=200))
         code = show(agent, PROMPT, renderer)

@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def show(agent: Agent, prompt: str, renderer: Renderer) -> int:
 
 
 @contextlib.contextmanager
-def _on_signals(stop: Callable[[], Any]) -> Iterator[None]:
+def _on_signals(stop: Callable[[], Any]) -> Generator[None]:
     """Call `stop` on the first Ctrl-C, SIGTERM or hang-up; leave the second to Python."""
     loop = asyncio.get_running_loop()
     caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -154,7 +154,7 @@ def _on_signals(stop: Callable[[], Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def _errors() -> Generator[None]:
     """Errors of ours become a line, a hint and an exit code; a reader who left ends us quietly."""
     try:
         yield
@@ -170,7 +170,7 @@ def _errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _model(model: str) -> Iterator[str | Driver]:
+def _model(model: str) -> Generator[str | Driver]:
     """The model to run on. A .gguf file is served for as long as the block lasts."""
     if not model.endswith(".gguf"):
         yield model

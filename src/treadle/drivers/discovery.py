@@ -230,7 +230,7 @@ class DiscoveredDriver:
             return self._named(found)
         choices = [(f, m) for f in found if (m := pick(f))]
         if not choices:
-            raise self._nothing(found, tried)
+            raise self._nothing(found, tried, [] if self.model == "local" else _instead((await discover())[0]))
         server, info = min(choices, key=lambda choice: _rank(choice[1]))
         driver = http_driver(server.base_url, info.model, name=label(server, info.model), api_key=self._api_key)
         self._driver = self._driver or driver  # of two runs that asked at once, the first decides
@@ -248,24 +248,23 @@ class DiscoveredDriver:
             self._driver = self._driver or driver
         return driver  # if nobody answered, its own error will say so, and next time we look again
 
-    def _nothing(self, found: list[Found], tried: list[str]) -> ModelError:
+    def _nothing(self, found: list[Found], tried: list[str], instead: list[str]) -> ModelError:
         presets = [PRESETS[self._provider]] if self._provider else [p for p in PRESETS.values() if p.local]
         if found:
             where = "; ".join(f"{_title(f.server)} at {f.base_url}" for f in found)
             commands = [_command(p.fetch_hint, f.base_url) for f in found if (p := PRESETS.get(f.server))]
             hint = f"Give it one: {_or(commands)}." if commands else "Load a chat model there, or name one: URL#NAME."
-            return ModelNotFound(f"no chat model is served: {where}", hint=hint)
+            return ModelNotFound(f"no chat model is served: {where}", hint=" ".join([hint, *instead]))
         if self._base_url:
-            return ConnectFailed(
-                f"no model server answers at {self._base_url}",
-                hint="Is it the address of an OpenAI-compatible API (usually ending in /v1), and does it need a key? "
-                "`local` looks for servers on this machine; `treadle demo` needs none.",
-            )
-        keys = "".join(f" If it wants a key, set {p.key_env}." for p in presets if self._provider and p.key_env)
-        starts = _or([_command(p.start_hint, p.base_url) for p in presets if p.start_hint])
+            hint = "Is it the address of an OpenAI-compatible API (usually ending in /v1), and does it need a key?"
+            return ConnectFailed(f"no model server answers at {self._base_url}", hint=" ".join([hint, *instead]))
+        starts = _or([_command(p.start_hint, _first_address(p)) for p in presets if p.start_hint])
+        hint = f"Start one: {starts}; one still loading needs a moment."
+        if self._provider and presets[0].key_env:
+            hint += f" If it wants a key, set {presets[0].key_env}."
+        last = [] if instead else ["`treadle demo` needs no server."]
         return ConnectFailed(
-            f"no model server answers. Tried {', '.join(tried)}",
-            hint=f"Start one: {starts}; one still loading needs a moment.{keys} `treadle demo` needs no server.",
+            f"no model server answers. Tried {', '.join(tried)}", hint=" ".join([hint, *instead, *last])
         )
 
 
@@ -286,12 +285,8 @@ def explain_for(
             return _without_model(here, model) if isinstance(error, ModelNotFound) else ""
         refused = isinstance(error, ConnectFailed)
         said = ["Nothing listens there." if refused else "What answers there lists no models: is it a model server?"]
-        for other in found if refused or is_loopback(base_url) else ():
-            if other.base_url != base_url and (chosen := pick(other)):
-                said.append(
-                    f"Found {_title(other.server)} at {other.base_url} serving {chosen.model}: "
-                    f"use --model {label(other, chosen.model)}."
-                )
+        if refused or is_loopback(base_url):
+            said += _instead(found)
         if (preset := preset_at(base_url)) and preset.start_hint:
             where = "" if is_loopback(base_url) else " on its machine"
             said.append(f"To start {preset.title}{where}: {_command(preset.start_hint, base_url, model)}.")
@@ -300,6 +295,14 @@ def explain_for(
         return " ".join(said)
 
     return explain
+
+
+def _instead(found: list[Found]) -> list[str]:
+    return [
+        f"Found {_title(f.server)} at {f.base_url} serving {m.model}: use --model {label(f, m.model)}."
+        for f in found
+        if (m := pick(f))
+    ]
 
 
 def _without_model(here: Found, model: str) -> str:
@@ -320,6 +323,12 @@ def _without_model(here: Found, model: str) -> str:
 def _command(template: str, base_url: str, model: str = "NAME") -> str:
     shown = model if re.fullmatch(r"[\w./:@+-]{1,200}", model) else "NAME"  # a command to paste must hold nothing else
     return "`" + template.format(model=shown, port=urlsplit(base_url).port or 80) + "`"
+
+
+def _first_address(preset: Preset) -> str:
+    with contextlib.suppress(UsageError):
+        return addresses(preset)[0]
+    return preset.base_url
 
 
 def _or(commands: list[str]) -> str:
