@@ -129,6 +129,22 @@ def test_turns_of_a_run_share_a_connection() -> None:
     run_virtual(main())
 
 
+def test_a_server_that_closes_after_every_stream_gets_a_new_connection_each_time() -> None:
+    """llama.cpp answers `Keep-Alive: timeout=5, max=100` and then closes: the next request must not be sent into the void."""
+
+    async def main() -> None:
+        stream = sse(*reply("a"), headers={"Server": "llama.cpp", "Keep-Alive": "timeout=5, max=100"})
+        async with ByteServer([stream, stream]) as server:
+            async with driver_of(server).connect() as connection:
+                for _ in range(2):
+                    async with connection.open(REQUEST) as reply_stream:
+                        async for _ in reply_stream:
+                            pass
+            assert [request.connection for request in server.requests] == [0, 1]
+
+    run_virtual(main())
+
+
 class TestTruncation:
     @pytest.mark.parametrize("then", [Close(), Reset()])
     def test_at_every_byte_before_the_reason_it_is_an_error(self, then: Step) -> None:

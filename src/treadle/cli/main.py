@@ -108,7 +108,10 @@ def demo(as_json: bool) -> None:
 
 
 def show(agent: Agent, prompt: str, renderer: Renderer) -> int:
-    """Run to the end, showing every event; the exit code. Ctrl-C ends the run; a second one ends the program."""
+    """Run to the end, showing every event; the exit code. Ctrl-C ends the run; a second one ends the program.
+
+    What a tool prints goes to standard error, so that it cannot end up in the answer or between lines of JSON.
+    """
 
     async def watch() -> int:
         run = agent.stream(prompt)
@@ -121,7 +124,8 @@ def show(agent: Agent, prompt: str, renderer: Renderer) -> int:
         return of_stop_reason(stop_reason)
 
     try:
-        return asyncio.run(watch())
+        with contextlib.redirect_stdout(sys.stderr):
+            return asyncio.run(watch())
     except TreadleError as error:
         if error.result is None:  # it failed before there was a run to show it
             raise

@@ -360,7 +360,8 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
     version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
     if not sure and not isinstance(_at(version, "version"), str):
         return None
-    loaded = {e.get("model"): _tokens(e.get("context_length")) for e in _dicts(_at(running, "models"))}
+    entries = [e for e in _dicts(_at(running, "models")) if _is_name(e.get("model"))]
+    loaded: dict[str, int | None] = {e["model"]: _tokens(e.get("context_length")) for e in entries}
     names: list[str] = [entry["id"] for entry in listed or ()]
     asked = [name for name in names if only is None or name in (only, f"{only}:latest")]
     asked = sorted(asked, key=lambda name: name not in loaded)[:_MAX_ASKED]

@@ -45,6 +45,9 @@ ApiKey = str | Callable[[], str | None] | None
 _USER_AGENT = "treadle/0.1"
 _KEEPALIVE_S = 4.0  # below the 5 s after which llama.cpp's and uvicorn's servers close an idle connection
 _END_OF_STREAM_S = 0.1  # after the end mark: how long to wait for the end of the body, so that the connection can be reused
+_CLOSES_UNASKED = {"llama.cpp"}
+"""`Server` headers of servers that promise `Keep-Alive` and close after every stream all the same (captured; llama.cpp of
+2026-10): a request sent at once on such a connection is lost. Theirs is closed from our side after each reply."""
 _LARGE_BODY = 2**20  # above this the client wants a file-like body, and sends it in pieces
 _ERROR_BODY_BYTES = 65_536
 _BODY_S = 5.0
@@ -203,6 +206,9 @@ class HttpReply:
                 self._response = await self._connection.post(self._request, body)
                 if self._response.status != 200:
                     raise await self._connection.error(self._response)
+                line = self._response.connection
+                if line is not None and line.protocol is not None and self._response.headers.get("Server") in _CLOSES_UNASKED:
+                    line.protocol.force_close()
         except BaseException as error:
             self._close()
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):

@@ -426,7 +426,8 @@ def _loads(text: str) -> dict[str, Any]:
     try:
         value = _JSON.decode("{}" if not text or text.isspace() else text)
     except json.JSONDecodeError as error:
-        raise InvalidArguments(f"the arguments are not valid JSON: {error.msg} at character {error.pos}") from None
+        said = error.msg.removesuffix(" at")
+        raise InvalidArguments(f"the arguments are not valid JSON: {said} at character {error.pos}") from None
     except ValueError:
         raise InvalidArguments("the arguments hold a number that is too long") from None
     if not _is_object(value):

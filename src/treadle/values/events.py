@@ -100,7 +100,7 @@ class ToolCallDelta(Delta, frozen=True, kw_only=True, gc=False):
     arguments: str
 
 
-class Asked(Fact, frozen=True, kw_only=True, gc=False):
+class Asked(Fact, frozen=True, kw_only=True, gc=False, omit_defaults=False):
     """A run began with these messages: the history, then the prompt."""
 
     run_id: str

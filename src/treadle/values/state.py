@@ -20,7 +20,7 @@ class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
     result: ToolMessage | None = None
 
 
-class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class State(Struct, frozen=True, kw_only=True):
     """A run between two facts. JSON in and out (`msgspec.json`), versioned by `schema`.
 
     Attributes:

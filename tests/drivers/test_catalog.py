@@ -1,0 +1,214 @@
+"""Names of models: what each stands for, without any I/O."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from treadle.drivers.catalog import PRESETS, addresses, driver_for, key_at, preset_at
+from treadle.drivers.discovery import DiscoveredDriver
+from treadle.drivers.http import HttpDriver
+from treadle.errors import UsageError
+from treadle.values.ports import Driver
+from treadle.values.request import ModelRequest
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for preset in PRESETS.values():
+        for name in (*preset.address_env, preset.key_env):
+            if name:
+                monkeypatch.delenv(name, raising=False)
+
+
+def sent_key(driver: Driver) -> str | None:
+    assert isinstance(driver, HttpDriver)
+    return driver.headers(ModelRequest(messages=())).get("Authorization")
+
+
+@pytest.mark.parametrize(
+    ("text", "base_url", "name"),
+    [
+        ("ollama/qwen3:8b", "http://127.0.0.1:11434/v1", "ollama/qwen3:8b"),
+        ("ollama/hf.co/org/model:Q4_K_M", "http://127.0.0.1:11434/v1", "ollama/hf.co/org/model:Q4_K_M"),
+        ("lmstudio/qwen/qwen3-4b", "http://127.0.0.1:1234/v1", "lmstudio/qwen/qwen3-4b"),
+        ("vllm/Qwen/Qwen3-8B", "http://127.0.0.1:8000/v1", "vllm/Qwen/Qwen3-8B"),
+        (" vllm/x ", "http://127.0.0.1:8000/v1", "vllm/x"),
+        ("http://host:9/v1#a/b:c", "http://host:9/v1", "http://host:9/v1#a/b:c"),
+        ("http://host:9#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("http://host:9/#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("http://host:9/v1/#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("http://host:9/v1/chat/completions#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("http://host:9/v1/chat/completions/#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("http://host:9/v1/models#m", "http://host:9/v1", "http://host:9/v1#m"),
+        ("HTTPS://Host/openai/v1#m", "https://host/openai/v1", "https://host/openai/v1#m"),
+        ("http://0.0.0.0:8000/v1#m", "http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1#m"),
+        ("http://[::]:8000/v1#m", "http://[::1]:8000/v1", "http://[::1]:8000/v1#m"),
+    ],
+)
+def test_a_model_with_its_server_is_a_driver_at_that_address(text: str, base_url: str, name: str) -> None:
+    driver = driver_for(text)
+    assert isinstance(driver, HttpDriver)
+    assert (driver.base_url, driver.model) == (base_url, name)
+
+
+@pytest.mark.parametrize("text", ["local", "ollama", "vllm", "http://host:9", "http://host:9/v1/", "llamacpp"])
+def test_what_does_not_name_a_model_is_found_later_under_the_name_given(text: str) -> None:
+    driver = driver_for(text)
+    assert isinstance(driver, DiscoveredDriver)
+    assert isinstance(driver, Driver)
+    assert driver.model == text
+
+
+def test_a_server_with_two_usual_ports_is_found_later() -> None:
+    # llama.cpp's default moves from 8080 to 9931.
+    assert addresses(PRESETS["llamacpp"]) == ("http://127.0.0.1:8080/v1", "http://127.0.0.1:9931/v1")
+    driver = driver_for("llamacpp/models/tiny.gguf")
+    assert isinstance(driver, DiscoveredDriver)
+    assert driver.model == "llamacpp/models/tiny.gguf"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hinted"),
+    [
+        ("qwen3:8b", "'qwen3:8b'", '"ollama/qwen3:8b"'),
+        ("llama3.2", "'llama3.2'", '"ollama/llama3.2"'),
+        ("olama/x", "'olama'", '"ollama/x"'),
+        ("Ollama/x", "'Ollama'", '"ollama/x"'),
+        ("lm-studio/a/b", "'lm-studio'", '"lmstudio/a/b"'),
+        ("llama.cpp", "'llama.cpp'", '"llamacpp"'),
+        ("locl", "'locl'", '"local"'),
+        ("localhost:8080", "'localhost:8080'", '"http://localhost:8080"'),
+        ("10.0.0.2:8000/v1", "'10.0.0.2:8000'", '"http://10.0.0.2:8000/v1"'),
+        ("", "''", '"local"'),
+        ("Qwen/Qwen3-8B", "'Qwen'", "ollama, lmstudio, vllm, llamacpp"),
+        ("./tiny.gguf", "'./tiny.gguf'", "treadle run --model FILE"),
+        ("MODELS/TINY.GGUF", "'MODELS/TINY.GGUF'", "with LlamaServer(FILE) as server: Agent(server.driver)"),
+        ("http://", "'http://'", "http://host:port/v1"),
+        ("http://host:port/v1#m", "'http://host:port/v1'", "http://host:port/v1"),
+    ],
+)
+def test_a_name_that_cannot_be_understood_is_answered_with_the_nearest_that_can(
+    text: str, said: str, hinted: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        driver_for(text)
+    assert said in caught.value.message
+    assert hinted in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:CANARY@host/v1#m",
+        "http://me:CANARY@host:99999/v1#m",
+        "http://host/v1?key=CANARY",
+        "http://host/v1 CANARY",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        driver_for(text)
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "base_url"),
+    [
+        ("", "http://127.0.0.1:11434/v1"),
+        ("box", "http://box:11434/v1"),
+        ("box:1234", "http://box:1234/v1"),
+        (":1234", "http://127.0.0.1:1234/v1"),
+        ("0.0.0.0", "http://127.0.0.1:11434/v1"),
+        ("0.0.0.0:1234", "http://127.0.0.1:1234/v1"),
+        ("http://box", "http://box:80/v1"),
+        ("https://box", "https://box:443/v1"),
+        ("https://box/ollama/", "https://box:443/ollama/v1"),
+        ("http://box:1234/v1", "http://box:1234/v1"),
+        (' "box:1234" ', "http://box:1234/v1"),
+        ("::1", "http://[::1]:11434/v1"),
+        ("[::]:1234", "http://[::1]:1234/v1"),
+    ],
+)
+def test_ollama_host_is_read_as_ollama_reads_it(monkeypatch: pytest.MonkeyPatch, value: str, base_url: str) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", value)
+    assert addresses(PRESETS["ollama"]) == (base_url,)
+    driver = driver_for("ollama/m")
+    assert isinstance(driver, HttpDriver)
+    assert driver.base_url == base_url
+
+
+@pytest.mark.parametrize("value", ["http://me:CANARY@box", "ftp://box", "box:99999", "a b", "/run/CANARY.sock", "[::"])
+def test_a_variable_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", value)
+    for text in ("ollama", "ollama/m"):
+        with pytest.raises(UsageError, match="OLLAMA_HOST") as caught:
+            driver_for(text)
+        assert "CANARY" not in str(caught.value)
+    assert preset_at("http://127.0.0.1:8000/v1") == PRESETS["vllm"]  # one bad variable spoils no other preset
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "base_url"),
+    [
+        ("0.0.0.0", "", "http://127.0.0.1:8080/v1"),
+        ("", "9000", "http://127.0.0.1:9000/v1"),
+        ("box", "9000", "http://box:9000/v1"),
+        ("box,/tmp/llama.sock", "9000", "http://box:9000/v1"),
+    ],
+)
+def test_llamacpp_reads_two_variables(monkeypatch: pytest.MonkeyPatch, host: str, port: str, base_url: str) -> None:
+    monkeypatch.setenv("LLAMA_ARG_HOST", host)
+    monkeypatch.setenv("LLAMA_ARG_PORT", port)
+    driver = driver_for("llamacpp/m")
+    assert isinstance(driver, HttpDriver)
+    assert driver.base_url == base_url
+
+
+def test_a_key_from_the_environment_goes_to_its_own_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "CANARY")
+    assert sent_key(driver_for("vllm/m")) == "Bearer CANARY"
+    assert sent_key(driver_for("http://127.0.0.1:8000/v1#m")) == "Bearer CANARY"  # the same server, by its address
+    assert sent_key(driver_for("ollama/m")) is None
+    assert sent_key(driver_for("http://127.0.0.1:8001/v1#m")) is None
+    assert sent_key(driver_for("http://example.com/v1#m")) is None
+    assert key_at("http://example.com/v1") is None
+    assert "CANARY" not in repr(driver_for("vllm/m"))
+
+
+def test_a_key_is_read_when_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = driver_for("vllm/m")
+    assert sent_key(driver) is None
+    monkeypatch.setenv("VLLM_API_KEY", " later ")
+    assert sent_key(driver) == "Bearer later"
+
+
+def test_a_key_that_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-environment")
+    assert sent_key(driver_for("vllm/m", api_key="given")) == "Bearer given"
+    assert sent_key(driver_for("http://example.com/v1#m", api_key=lambda: "made")) == "Bearer made"
+
+
+def test_one_of_several_keys_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_API_KEY", "first,second")
+    monkeypatch.setenv("LLAMA_ARG_PORT", "8080")
+    assert sent_key(driver_for("llamacpp/m")) == "Bearer first"
+
+
+def test_presets_are_data_that_can_be_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted = structs.replace(
+        PRESETS["vllm"], name="hosted", base_url="https://api.example.com/v1", key_env="HOSTED_KEY", local=False
+    )
+    monkeypatch.setitem(PRESETS, "hosted", hosted)
+    monkeypatch.setenv("HOSTED_KEY", "k")
+    driver = driver_for("hosted/m")
+    assert isinstance(driver, HttpDriver)
+    assert (driver.base_url, driver.model, sent_key(driver)) == ("https://api.example.com/v1", "hosted/m", "Bearer k")
+
+
+def test_every_preset_says_how_to_start_it() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.name == name
+        assert preset.base_url.endswith("/v1")
+        assert preset.start_hint.format(model="NAME", port=1)
+        assert preset.fetch_hint.format(model="NAME", port=1)
