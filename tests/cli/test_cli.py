@@ -58,7 +58,14 @@ def test_json_is_one_event_per_line(llamacpp: LlamaServer, here: Path) -> None:
     events = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = [event["type"] for event in events]
     assert kinds[0] == "asked" and events[0]["schema"] == 1
-    assert [k for k in kinds if not k.endswith("delta")] == ["asked", "replied", "tool_started", "tool_finished", "replied", "ended"]
+    assert [k for k in kinds if not k.endswith("delta")] == [
+        "asked",
+        "replied",
+        "tool_started",
+        "tool_finished",
+        "replied",
+        "ended",
+    ]
     assert events[-1] == {"type": "ended", "stop_reason": "end"}
     assert done.stderr == ""
 

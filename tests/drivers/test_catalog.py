@@ -88,9 +88,7 @@ def test_a_server_with_two_usual_ports_is_found_later() -> None:
         ("http://host:port/v1#m", "'http://host:port/v1'", "http://host:port/v1"),
     ],
 )
-def test_a_name_that_cannot_be_understood_is_answered_with_the_nearest_that_can(
-    text: str, said: str, hinted: str
-) -> None:
+def test_a_name_that_cannot_be_understood_is_answered_with_the_nearest_that_can(text: str, said: str, hinted: str) -> None:
     with pytest.raises(UsageError) as caught:
         driver_for(text)
     assert said in caught.value.message

@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from treadle.drivers import discovery
+from treadle.drivers import servers
 from treadle.drivers.catalog import PRESETS, driver_for
-from treadle.drivers.discovery import DiscoveredDriver, Found, discover, explain_for, http_driver, label, look_at, pick
+from treadle.drivers.discovery import DiscoveredDriver, discover, explain_for, http_driver, label, pick
+from treadle.drivers.servers import Found, look_at
 from treadle.errors import BadStream, ConnectFailed, ModelError, ModelNotFound
 from treadle.values.messages import UserMessage
 from treadle.values.ports import Driver
@@ -291,9 +292,7 @@ def test_a_llamacpp_router_is_not_made_to_load_anything() -> None:
 
 def test_vllm_tells_its_window_with_its_models() -> None:
     found, server = found_at({"GET /v1/models": VLLM})
-    info = ModelInfo(
-        model="tiny", server="vllm", window_tokens=2048, window_source="GET /v1/models max_model_len", loaded=True
-    )
+    info = ModelInfo(model="tiny", server="vllm", window_tokens=2048, window_source="GET /v1/models max_model_len", loaded=True)
     assert found == Found(server="vllm", base_url=server.url, models=(info,))
     assert server.asked == ["GET /v1/models"]
 
@@ -337,9 +336,7 @@ def test_ollamas_cloud_models_have_all_they_were_trained_for() -> None:
 
     async def show_cloud(_: web.Request) -> web.Response:
         info = {"general.architecture": "gptoss", "gptoss.context_length": 131072}
-        return web.json_response(
-            {"remote_host": "https://ollama.com:443", "model_info": info, "capabilities": ["completion"]}
-        )
+        return web.json_response({"remote_host": "https://ollama.com:443", "model_info": info, "capabilities": ["completion"]})
 
     found, _ = found_at({**OLLAMA, "POST /api/show": show_cloud})
     assert found is not None
@@ -377,9 +374,7 @@ def test_lm_studio_says_what_is_loaded_and_for_how_much() -> None:
                     abilities=frozenset({"embedding"}),
                     loaded=True,
                 ),
-                ModelInfo(
-                    model="qwen2-vl-7b-instruct", server="lmstudio", abilities=frozenset({"vision"}), loaded=False
-                ),
+                ModelInfo(model="qwen2-vl-7b-instruct", server="lmstudio", abilities=frozenset({"vision"}), loaded=False),
                 ModelInfo(
                     model="qwen/qwen3-4b",
                     server="lmstudio",
@@ -415,9 +410,7 @@ def test_answers_of_the_wrong_type_are_no_server(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize(
-    "routes", [LLAMACPP_ROUTES, OLLAMA, {"GET /v1/models": VLLM}, {"GET /api/v0/models": LMSTUDIO}]
-)
+@pytest.mark.parametrize("routes", [LLAMACPP_ROUTES, OLLAMA, {"GET /v1/models": VLLM}, {"GET /api/v0/models": LMSTUDIO}])
 def test_fields_of_the_wrong_type_are_left_out(routes: Routes, value: Any) -> None:
     def spoiled(part: Any) -> Any:
         if isinstance(part, dict):
@@ -499,26 +492,20 @@ def test_a_key_that_cannot_be_sent_is_no_crash() -> None:
 
 
 ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(max_size=5)
-    | st.sampled_from(["loaded", "library", "llamacpp"]),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["loaded", "library", "llamacpp"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=6),
     max_leaves=12,
 )
 
 
-@given(
-    st.dictionaries(st.sampled_from(PATHS), ANYTHING), st.sampled_from([None, *({"GET /v1/models": m} for m in LISTS)])
-)
+@given(st.dictionaries(st.sampled_from(PATHS), ANYTHING), st.sampled_from([None, *({"GET /v1/models": m} for m in LISTS)]))
 def test_no_answer_raises(answers: dict[str, Any], listed: Routes | None) -> None:
     async def get_json(url: str, **_: Any) -> Any:
         path = url.removeprefix("http://x").partition("?")[0]
         return {**answers, **(listed or {})}.get(f"POST {path}" if "show" in path else f"GET {path}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery, "get_json", get_json)
+        patch.setattr(servers, "get_json", get_json)
         found = asyncio.run(look_at("http://x/v1"))
     if found is not None:
         pick(found)

@@ -332,7 +332,7 @@ class TestErrors:
     def test_typed_and_with_a_hint(self, exchange: Exchange, error: type[ModelError]) -> None:
         with pytest.raises(error) as caught:
             answers(exchange)
-        assert caught.value.hint and "127.0.0.1" in caught.value.message or isinstance(caught.value, BadStream)
+        assert (caught.value.hint and "127.0.0.1" in caught.value.message) or isinstance(caught.value, BadStream)
 
     def test_an_error_body_in_pieces_and_without_end_is_understood(self) -> None:
         body = b'{"error": {"type": "exceed_context_size_error"}}'

@@ -26,9 +26,7 @@ def thinking_chunk(text: str, field: str = "reasoning_content") -> dict[str, Any
     return _chunk({field: text})
 
 
-def call_chunk(
-    index: int | None = 0, *, id: str | None = None, name: str | None = None, arguments: Any = None
-) -> dict[str, Any]:
+def call_chunk(index: int | None = 0, *, id: str | None = None, name: str | None = None, arguments: Any = None) -> dict[str, Any]:
     """A piece of a tool call. `arguments` is text as a rule; some servers send an object."""
     function = _without_none(name=name, arguments=arguments)
     kind = "function" if id is not None or name is not None else None

@@ -172,9 +172,13 @@ def test_a_stream_cut_at_any_byte_gives_one_ending_and_a_valid_history(after: in
 
     async def main() -> None:
         world = World()
-        whole = sse(text_chunk("Hm"), call_chunk(0, id="a", name="write", arguments='{"n": 1, "serial": 0}'), finish_chunk("tool_calls"))
+        whole = sse(
+            text_chunk("Hm"), call_chunk(0, id="a", name="write", arguments='{"n": 1, "serial": 0}'), finish_chunk("tool_calls")
+        )
         whole_size = size(whole)
-        async with ByteServer([cut(whole, min(after, whole_size)), sse(text_chunk("Done"), finish_chunk())], check=False) as server:
+        async with ByteServer(
+            [cut(whole, min(after, whole_size)), sse(text_chunk("Done"), finish_chunk())], check=False
+        ) as server:
             events: list[Event] = []
             async with world.agent(server).stream("Hi") as run:
                 try:

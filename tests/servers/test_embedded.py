@@ -17,8 +17,8 @@ import treadle_tiny
 from msgspec import structs
 
 from treadle.drivers.catalog import PRESETS, driver_for
-from treadle.drivers.discovery import Found, look_at
 from treadle.drivers.embedded import LlamaServer
+from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ContextOverflow, MissingExtra, UsageError
 from treadle.values.events import Delta, TextDelta
 from treadle.values.messages import ToolCall, UserMessage
@@ -200,9 +200,7 @@ def test_a_model_that_is_cut_short_is_a_typed_error(tmp_path: Path, size: int) -
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "options", [{"n_ctx": 1}, {"n_ctx": 255}, {"n_parallel": 0}, {"n_threads": 0}, {"n_gpu_layers": -2}]
-)
+@pytest.mark.parametrize("options", [{"n_ctx": 1}, {"n_ctx": 255}, {"n_parallel": 0}, {"n_threads": 0}, {"n_gpu_layers": -2}])
 def test_numbers_that_cannot_work_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         LlamaServer(MODEL, **options)  # a window of one token would end the process

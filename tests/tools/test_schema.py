@@ -934,9 +934,7 @@ def test_a_union_that_holds_itself_costs_no_more_than_its_size() -> None:
 
 def test_defaults_come_from_the_signature_and_are_not_shared() -> None:
     marker, tags, leg = object(), ["a", {"b": 1}], Leg("bus")
-    made = parameters(
-        a=(list[Any], tags), b=(Leg, leg), c=(Any, marker), d=(str, "x"), e=(Address | None, Address(street="x"))
-    )
+    made = parameters(a=(list[Any], tags), b=(Leg, leg), c=(Any, marker), d=(str, "x"), e=(Address | None, Address(street="x")))
     first, second = made.decode(""), made.decode("{}")
     assert first == second == {"a": tags, "b": leg, "c": marker, "d": "x", "e": Address(street="x")}
     assert first["c"] is marker

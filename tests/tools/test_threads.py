@@ -72,7 +72,7 @@ def test_an_exception_comes_out_as_it_is(error: BaseException) -> None:
     def fn() -> None:
         raise error
 
-    with pytest.raises(BaseException) as raised:  # noqa: B017
+    with pytest.raises(BaseException) as raised:
         asyncio.run(run_in_thread(fn))
     assert raised.value is error
 

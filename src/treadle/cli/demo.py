@@ -102,7 +102,7 @@ def run_demo(*, as_json: bool, show: Callable[[Agent, str, Renderer], int]) -> i
         renderer = Terminal(console, show_prompt=True)
     if not as_json:
         console.print(Styled(_INTRO, "dim"), soft_wrap=True)
-    with LlamaServer(model_path()) as server:
+    with LlamaServer(model_path(), n_threads=1) as server:
         agent = Agent(server.driver, tools=TOOLS, options=Options(temperature=0.0, max_tokens=200))
         code = show(agent, PROMPT, renderer)
     if not as_json:

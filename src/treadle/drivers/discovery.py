@@ -1,8 +1,4 @@
-"""What is really there: which servers run, what they serve, and what to type when one does not.
-
-Everything asked here is outside data from whoever listens on a port: answers of the wrong type are ignored, names that
-could not be shown are left out, sizes and times are bounded, and nothing that comes back raises.
-"""
+"""What is really there: which servers run, which model to take, and what to type when there is none."""
 
 from __future__ import annotations
 
@@ -11,90 +7,25 @@ import contextlib
 import difflib
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from treadle.drivers.catalog import PRESETS, Preset, addresses, key_at, preset_at
-from treadle.drivers.http import ApiKey, HttpDriver, check_url, get_json, is_loopback
+from treadle.drivers.http import ApiKey, HttpDriver, is_loopback
+from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection
 from treadle.values.request import ModelInfo
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect
 
-__all__ = ["DiscoveredDriver", "Found", "discover", "explain_for", "http_driver", "label", "look_at", "pick"]
+__all__ = ["DiscoveredDriver", "discover", "explain_for", "http_driver", "label", "pick"]
 
-_MAX_MODELS = 200
-_MAX_ASKED = 24  # models whose details are asked one by one
 _MAX_SHOWN = 6
 _EXPLAIN_S = 0.8  # the driver gives an explanation one second
 _REMOTE_S = 5.0
-
-_Ask = Callable[..., Awaitable[Any]]
-_Listed = list[dict[str, Any]]
-
-
-class Found(Struct, frozen=True, kw_only=True):
-    """A server that answers.
-
-    Attributes:
-        server: `llamacpp`, `ollama`, `lmstudio`, `vllm` or `openai-compatible`.
-        base_url: Where its chat API is; not always where it was looked for.
-        models: What it serves, in its own order; models that cannot write text are left out.
-    """
-
-    server: str
-    base_url: str
-    models: tuple[ModelInfo, ...]
-
-
-async def look_at(
-    base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1.0, only: str | None = None
-) -> Found | None:
-    """The server at an address, or None if no model server answers there in time.
-
-    Asks `/v1/models`, then the server's own endpoints, one of which says more.
-
-    Args:
-        base_url: Usually ending in `/v1`.
-        timeout_s: For everything together; what was learnt by then is returned.
-        only: The one model whose details matter, where each has to be asked for.
-
-    Raises:
-        UsageError: `base_url` is no HTTP address.
-    """
-    base_url = check_url(base_url)
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + timeout_s
-
-    async def ask(url: str, body: Any = None) -> Any:
-        left_s = deadline - clock()
-        # UsageError: a SOCKS proxy; ValueError: a key or a host that cannot be sent.
-        with contextlib.suppress(TimeoutError, UsageError, ValueError):
-            return await get_json(url, timeout_s=left_s, body=body, api_key=api_key) if left_s > 0 else None
-        return None
-
-    listed = _listed(await ask(f"{base_url}/models"))
-    if listed is None:
-        parts = urlsplit(base_url)
-        usual = f"{parts.scheme}://{parts.netloc}/v1"
-        if usual != base_url and (listed := _listed(await ask(f"{usual}/models"))) is not None:
-            base_url = usual
-    root = base_url.removesuffix("/v1")
-    owner = next((kind for e in listed or () if (kind := _OWNERS.get(str(e.get("owned_by"))))), None)
-    kinds = [owner] if owner else ["ollama", "lmstudio", "llamacpp"]
-    answers = await asyncio.gather(*(_READERS[kind](ask, root, listed, kind == owner, only) for kind in kinds))
-    for kind, models in zip(kinds, answers, strict=True):
-        if models is not None:
-            return Found(server=kind, base_url=base_url, models=tuple(models))
-    if listed is None:
-        return None
-    kind = "openai-compatible"
-    return Found(server=kind, base_url=base_url, models=tuple(_plain(entry, kind) for entry in listed))
 
 
 async def discover(
@@ -113,9 +44,7 @@ async def discover(
             tried[preset.name] = f"{preset.title}: {error.message}"
     urls = [url for url in tried if url not in PRESETS]
     keys = [key_at(url) if api_key is None else api_key for url in urls]
-    answers = await asyncio.gather(
-        *(look_at(u, api_key=k, timeout_s=timeout_s) for u, k in zip(urls, keys, strict=True))
-    )
+    answers = await asyncio.gather(*(look_at(u, api_key=k, timeout_s=timeout_s) for u, k in zip(urls, keys, strict=True)))
     return [found for found in answers if found is not None], list(tried.values())
 
 
@@ -239,9 +168,7 @@ class DiscoveredDriver:
     def _named(self, found: list[Found]) -> HttpDriver:
         """The model was given: the server that lists it, or is of that kind, or whoever answers there."""
         preset = PRESETS[self._provider or ""]
-        best = min(
-            found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None
-        )
+        best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
         url = best.base_url if best else addresses(preset)[0]
         driver = http_driver(url, self._name, name=self.model, api_key=self._api_key)
         if best:
@@ -263,14 +190,10 @@ class DiscoveredDriver:
         if self._provider and presets[0].key_env:
             hint += f" If it wants a key, set {presets[0].key_env}."
         last = [] if instead else ["`treadle demo` needs no server."]
-        return ConnectFailed(
-            f"no model server answers. Tried {', '.join(tried)}", hint=" ".join([hint, *instead, *last])
-        )
+        return ConnectFailed(f"no model server answers. Tried {', '.join(tried)}", hint=" ".join([hint, *instead, *last]))
 
 
-def explain_for(
-    base_url: str, *, model: str = "NAME", api_key: ApiKey = None
-) -> Callable[[ModelError], Awaitable[str]]:
+def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -> Callable[[ModelError], Awaitable[str]]:
     """What an `HttpDriver` at this address needs as `explain`: says what is there instead, and what to type.
 
     The sentence is empty if nothing more is known than the error says.
@@ -344,160 +267,9 @@ def _patience_s(base_url: str) -> float:
     return 1.0 if is_loopback(base_url) else _REMOTE_S
 
 
-# What each server says of its models. A reader returns None where the answers are not that server's; `sure` says that
-# `/v1/models` named its owner. The answers of llama.cpp and vLLM were captured; Ollama's and LM Studio's are as their
-# documentation has them (docs.ollama.com/api, lmstudio.ai/docs/developer/rest/endpoints; 2026-11).
-
-_Models = list[ModelInfo] | None
-
-
-async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    """A model that is not loaded has a window only if its file sets one.
-
-    Otherwise the server decides when it loads it, often for 4,096 tokens, and cuts longer prompts without a word. What
-    the model was trained for is no promise of that.
-    """
-    version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
-    if not sure and not isinstance(_at(version, "version"), str):
-        return None
-    entries = [e for e in _dicts(_at(running, "models")) if _is_name(e.get("model"))]
-    loaded: dict[str, int | None] = {e["model"]: _tokens(e.get("context_length")) for e in entries}
-    names: list[str] = [entry["id"] for entry in listed or ()]
-    asked = [name for name in names if only is None or name in (only, f"{only}:latest")]
-    asked = sorted(asked, key=lambda name: name not in loaded)[:_MAX_ASKED]
-    shown = await asyncio.gather(*(ask(f"{root}/api/show", {"model": name}) for name in asked))
-    shows = dict(zip(asked, shown, strict=True))
-    models: list[ModelInfo] = []
-    for name in names:
-        show = shows.get(name)
-        abilities = _words(_at(show, "capabilities"))
-        if abilities and not abilities & {"completion", "embedding"}:
-            continue
-        trained = _tokens(_at(show, "model_info", f"{_at(show, 'model_info', 'general.architecture')}.context_length"))
-        window, source = loaded.get(name), "GET /api/ps context_length"
-        set_to = re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)
-        if window is None and set_to:
-            window, source = _tokens(int(set_to[1])), "POST /api/show parameters num_ctx"
-        elif window is None and _at(show, "remote_host"):  # runs in Ollama's cloud, with all it was trained for
-            window, source = trained, "POST /api/show model_info.context_length"
-        window = min(window, trained or window) if window else None
-        in_memory = name in loaded if isinstance(_at(running, "models"), list) else None
-        models.append(_info(name, "ollama", window, source, abilities, in_memory))
-    return models
-
-
-async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    """Unknown paths are answered with 200 and an error here. A model not loaded has no window yet, as with Ollama."""
-    answer = _at(await ask(f"{root}/api/v0/models"), "data")
-    entries = [e for e in _dicts(answer) if _is_name(e.get("id")) and isinstance(e.get("state"), str)]
-    if not isinstance(answer, list) or len(entries) < len(_dicts(answer)):
-        return [_plain(entry, "lmstudio") for entry in listed or ()] if sure else None
-    models: list[ModelInfo] = []
-    for entry in entries:
-        window, source = _tokens(entry.get("loaded_context_length")), "GET /api/v0/models loaded_context_length"
-        words = _words(entry.get("capabilities")) | {str(entry.get("type"))}
-        named = {"tool_use": "tools", "vlm": "vision", "embeddings": "embedding"}
-        abilities = frozenset(named[word] for word in words if word in named)
-        models.append(_info(entry["id"], "lmstudio", window, source, abilities, entry["state"] == "loaded"))
-    return models
-
-
-async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    """`n_ctx` is what one slot, so one conversation, has (measured: 512 of a server started with 1024 for two slots).
-
-    A router lists several models with a status, and must not be made to load one by being asked.
-    """
-    entries = listed or []
-    urls = {"": f"{root}/props"}
-    if any("status" in entry for entry in entries):
-        ready = [e["id"] for e in entries if _at(e, "status", "value") == "loaded"]
-        urls = {name: f"{root}/props?model={quote(name, safe='')}&autoload=false" for name in ready[:_MAX_ASKED]}
-    props = dict(zip(urls, await asyncio.gather(*(ask(url) for url in urls.values())), strict=True))
-    if not sure and not isinstance(_at(props.get(""), "default_generation_settings"), dict):
-        return None
-    if listed is None and _is_name(alias := _at(props.get(""), "model_alias")):
-        entries = [{"id": alias}]
-    models: list[ModelInfo] = []
-    for entry in entries:
-        name, shape = entry["id"], _at(entry, "architecture")
-        if "text" not in (_words(_at(shape, "output_modalities")) or {"text"}):
-            continue
-        own = props.get(name, props.get(""))
-        window, source = _tokens(_at(own, "default_generation_settings", "n_ctx")), "GET /props n_ctx"
-        if window is None:
-            window, source = _tokens(_at(entry, "meta", "n_ctx")), "GET /v1/models meta.n_ctx"
-        abilities = {"tools"} if _at(own, "chat_template_caps", "supports_tool_calls") is True else set[str]()
-        if _at(own, "modalities", "vision") is True or "image" in _words(_at(shape, "input_modalities")):
-            abilities.add("vision")
-        status = _at(entry, "status", "value") or ("sleeping" if _at(own, "is_sleeping") is True else "loaded")
-        models.append(_info(name, "llamacpp", window, source, abilities, status == "loaded"))
-    return models
-
-
-async def _vllm(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    return [_plain(entry, "vllm", loaded=True) for entry in listed or ()]
-
-
-def _plain(entry: dict[str, Any], server: str, loaded: bool | None = None) -> ModelInfo:
-    window = _tokens(entry.get("max_model_len"))
-    return _info(entry["id"], server, window, "GET /v1/models max_model_len", frozenset(), loaded)
-
-
-def _info(
-    name: str, server: str, window: int | None, source: str, said: AbstractSet[str], loaded: bool | None
-) -> ModelInfo:
-    return ModelInfo(
-        model=name,
-        server=server,
-        window_tokens=window,
-        window_source=source if window else None,
-        abilities=frozenset(said & {"tools", "vision", "thinking", "embedding"}),
-        loaded=loaded,
-    )
-
-
-_OWNERS = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama", "organization_owner": "lmstudio"}
-_READERS = {"ollama": _ollama, "lmstudio": _lmstudio, "llamacpp": _llamacpp, "vllm": _vllm}
-
-
 def _is_embedding(info: ModelInfo) -> bool:
-    return "embedding" in info.abilities or (
-        not info.abilities and re.search("embed|rerank", info.model, re.I) is not None
-    )
+    return "embedding" in info.abilities or (not info.abilities and re.search("embed|rerank", info.model, re.I) is not None)
 
 
 def _rank(info: ModelInfo) -> tuple[int, bool]:
     return {True: 0, None: 1, False: 2}[info.loaded], "tools" not in info.abilities
-
-
-def _listed(answer: Any) -> _Listed | None:
-    """The entries of a `/v1/models` answer; Ollama sends null for none."""
-    data = _at(answer, "data")
-    if not isinstance(data, list) and not (data is None and _at(answer, "object") == "list"):
-        return None
-    return [entry for entry in _dicts(data) if _is_name(entry.get("id"))]
-
-
-def _is_name(value: Any) -> bool:
-    """It can be shown and typed."""
-    return isinstance(value, str) and 0 < len(value) <= 300 and value.isprintable()
-
-
-def _at(value: Any, *path: str) -> Any:
-    for key in path:
-        value = cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _dicts(value: Any) -> _Listed:
-    items = cast("list[Any]", value)[:_MAX_MODELS] if isinstance(value, list) else []
-    return [item for item in items if isinstance(item, dict)]
-
-
-def _words(value: Any) -> frozenset[str]:
-    items = cast("list[Any]", value) if isinstance(value, list) else []
-    return frozenset(item for item in items if isinstance(item, str))
-
-
-def _tokens(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value < 2**40 else None

@@ -20,8 +20,8 @@ import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from treadle.drivers.discovery import look_at
 from treadle.drivers.http import HttpDriver
+from treadle.drivers.servers import look_at
 from treadle.errors import ConnectFailed, MissingExtra, ModelError, UsageError
 from treadle.values.request import ModelInfo
 from treadle.wire.chat import ChatCodec
@@ -107,9 +107,7 @@ class LlamaServer:
             UsageError: The server has not been started.
         """
         if self._driver is None:
-            raise UsageError(
-                "the server has not been started", hint="Use it in a block: `with LlamaServer(FILE) as server:`."
-            )
+            raise UsageError("the server has not been started", hint="Use it in a block: `with LlamaServer(FILE) as server:`.")
         return self._driver
 
     def start(self) -> None:
@@ -187,9 +185,7 @@ def _check_file(path: str) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint="Check the file's permissions.") from error
     if magic != b"GGUF":
-        raise UsageError(
-            f"{path} is not a GGUF model", hint="llama.cpp serves GGUF files; convert the model, or get it as GGUF."
-        )
+        raise UsageError(f"{path} is not a GGUF model", hint="llama.cpp serves GGUF files; convert the model, or get it as GGUF.")
 
 
 def _wait_until_ready(address: str) -> None:
