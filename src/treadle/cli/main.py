@@ -17,7 +17,7 @@ import click
 from treadle.cli.exits import EXITS, of_error, of_stop_reason
 from treadle.cli.render import Renderer, renderer_for
 from treadle.core.agent import Agent
-from treadle.errors import TreadleError, UsageError
+from treadle.errors import ModelError, TreadleError, UsageError
 from treadle.values.limits import Limits
 from treadle.values.ports import Driver
 from treadle.values.request import Options
@@ -84,7 +84,7 @@ def run(
     """
     if prompt == "-":
         prompt = sys.stdin.read()
-    with _errors(), _model(model) as driver:
+    with _errors(), _model(model, note=not as_json) as driver:
         agent = Agent(
             driver,
             tools=[_load_tool(name) for name in tools],
@@ -174,15 +174,24 @@ def _errors() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _model(model: str) -> Generator[str | Driver]:
-    """The model to run on. A .gguf file is served for as long as the block lasts."""
-    if not model.endswith(".gguf"):
-        yield model
-        return
-    from treadle.drivers.embedded import LlamaServer
+def _model(model: str, *, note: bool) -> Generator[Driver]:
+    """The model to run on. A .gguf file is served for as long as the block lasts; a server to be found is found, and named."""
+    from treadle.drivers.catalog import driver_for
+    from treadle.drivers.discovery import DiscoveredDriver
 
-    with LlamaServer(Path(model)) as server:
-        yield server.driver
+    if model.endswith(".gguf"):
+        from treadle.drivers.embedded import LlamaServer
+
+        with LlamaServer(Path(model)) as server:
+            yield server.driver
+        return
+    driver = driver_for(model)
+    if isinstance(driver, DiscoveredDriver):
+        with contextlib.suppress(ModelError):  # the run says it again, as its last event
+            driver = asyncio.run(driver.resolve())
+            if note:
+                click.secho(f"model: {driver.model} at {driver.base_url}", err=True, dim=True)
+    yield driver
 
 
 def _load_tool(name: str) -> Callable[..., Any]:
