@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from treadle.core.agent import Agent as Agent
     from treadle.core.run import Run as Run
     from treadle.drivers.catalog import driver_for as driver_for
+    from treadle.drivers.cooldown import Cooldown as Cooldown
     from treadle.drivers.embedded import LlamaServer as LlamaServer
     from treadle.drivers.http import HttpDriver as HttpDriver
     from treadle.errors import AuthenticationFailed as AuthenticationFailed
     from treadle.errors import BadStream as BadStream
     from treadle.errors import ConnectFailed as ConnectFailed
+    from treadle.errors import ContentRefused as ContentRefused
     from treadle.errors import ContextOverflow as ContextOverflow
     from treadle.errors import HistoryError as HistoryError
     from treadle.errors import InvalidRequest as InvalidRequest
@@ -27,28 +29,44 @@ if TYPE_CHECKING:
     from treadle.errors import ModelNotFound as ModelNotFound
     from treadle.errors import ModelTimeout as ModelTimeout
     from treadle.errors import Overloaded as Overloaded
+    from treadle.errors import QuotaExceeded as QuotaExceeded
     from treadle.errors import RateLimited as RateLimited
     from treadle.errors import ServerError as ServerError
     from treadle.errors import StreamTruncated as StreamTruncated
     from treadle.errors import ToolDefinitionError as ToolDefinitionError
     from treadle.errors import ToolError as ToolError
     from treadle.errors import TreadleError as TreadleError
+    from treadle.errors import Unsupported as Unsupported
     from treadle.errors import UsageError as UsageError
+    from treadle.policy.recovery import Abort as Abort
+    from treadle.policy.recovery import Answer as Answer
+    from treadle.policy.recovery import Failure as Failure
+    from treadle.policy.recovery import Retry as Retry
+    from treadle.policy.recovery import RetryPolicy as RetryPolicy
+    from treadle.policy.recovery import Strategy as Strategy
+    from treadle.policy.recovery import Switch as Switch
+    from treadle.policy.recovery import retry_then_switch as retry_then_switch
     from treadle.tools.function import FunctionTool as FunctionTool
     from treadle.tools.function import tool as tool
     from treadle.values.events import Asked as Asked
     from treadle.values.events import Delta as Delta
+    from treadle.values.events import Discarded as Discarded
     from treadle.values.events import Ended as Ended
+    from treadle.values.events import ErrorRecord as ErrorRecord
     from treadle.values.events import Event as Event
     from treadle.values.events import Fact as Fact
     from treadle.values.events import Failed as Failed
+    from treadle.values.events import Prompted as Prompted
+    from treadle.values.events import Repaired as Repaired
     from treadle.values.events import Replied as Replied
+    from treadle.values.events import Retried as Retried
     from treadle.values.events import StopReason as StopReason
     from treadle.values.events import TextDelta as TextDelta
     from treadle.values.events import ThinkingDelta as ThinkingDelta
     from treadle.values.events import ToolCallDelta as ToolCallDelta
     from treadle.values.events import ToolFinished as ToolFinished
     from treadle.values.events import ToolStarted as ToolStarted
+    from treadle.values.limits import GuardLimits as GuardLimits
     from treadle.values.limits import Limits as Limits
     from treadle.values.limits import Timeouts as Timeouts
     from treadle.values.messages import AssistantMessage as AssistantMessage
@@ -78,12 +96,14 @@ _EXPORTS = {
     "treadle.core.agent": ("Agent",),
     "treadle.core.run": ("Run",),
     "treadle.drivers.catalog": ("driver_for",),
+    "treadle.drivers.cooldown": ("Cooldown",),
     "treadle.drivers.embedded": ("LlamaServer",),
     "treadle.drivers.http": ("HttpDriver",),
     "treadle.errors": (
         "AuthenticationFailed",
         "BadStream",
         "ConnectFailed",
+        "ContentRefused",
         "ContextOverflow",
         "HistoryError",
         "InvalidRequest",
@@ -92,23 +112,43 @@ _EXPORTS = {
         "ModelNotFound",
         "ModelTimeout",
         "Overloaded",
+        "QuotaExceeded",
         "RateLimited",
         "ServerError",
         "StreamTruncated",
         "ToolDefinitionError",
         "ToolError",
         "TreadleError",
+        "Unsupported",
         "UsageError",
     ),
-    "treadle.tools.function": ("FunctionTool", "tool"),
+    "treadle.policy.recovery": (
+        "Abort",
+        "Answer",
+        "Failure",
+        "Retry",
+        "RetryPolicy",
+        "Strategy",
+        "Switch",
+        "retry_then_switch",
+    ),
+    "treadle.tools.function": (
+        "FunctionTool",
+        "tool",
+    ),
     "treadle.values.events": (
         "Asked",
         "Delta",
+        "Discarded",
         "Ended",
+        "ErrorRecord",
         "Event",
         "Fact",
         "Failed",
+        "Prompted",
+        "Repaired",
         "Replied",
+        "Retried",
         "StopReason",
         "TextDelta",
         "ThinkingDelta",
@@ -116,7 +156,11 @@ _EXPORTS = {
         "ToolFinished",
         "ToolStarted",
     ),
-    "treadle.values.limits": ("Limits", "Timeouts"),
+    "treadle.values.limits": (
+        "GuardLimits",
+        "Limits",
+        "Timeouts",
+    ),
     "treadle.values.messages": (
         "AssistantMessage",
         "Message",
@@ -129,9 +173,23 @@ _EXPORTS = {
         "messages_from_json",
         "messages_to_json",
     ),
-    "treadle.values.ports": ("Connection", "Driver", "Journal", "ReplyStream"),
-    "treadle.values.request": ("ModelInfo", "ModelRequest", "Options", "Reply", "ToolSpec"),
-    "treadle.values.state": ("RunResult", "State"),
+    "treadle.values.ports": (
+        "Connection",
+        "Driver",
+        "Journal",
+        "ReplyStream",
+    ),
+    "treadle.values.request": (
+        "ModelInfo",
+        "ModelRequest",
+        "Options",
+        "Reply",
+        "ToolSpec",
+    ),
+    "treadle.values.state": (
+        "RunResult",
+        "State",
+    ),
     "treadle.values.usage": ("Usage",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -15,8 +15,11 @@
         ├── Overloaded             time's: the server is busy or still loading
         ├── ServerError            the server's: it failed, for a reason of its own
         ├── AuthenticationFailed   yours: the key
+        ├── QuotaExceeded          yours: the account has no money or quota left
         ├── ModelNotFound          yours: the model's name, or the address
         ├── ContextOverflow        yours: the prompt does not fit the model's window
+        ├── ContentRefused         yours: the server's rules refuse what the request says
+        ├── Unsupported            yours: the server or the model cannot do what is asked
         └── InvalidRequest         yours: the server refuses this request for good
 
 How a healthy run may end (a turn limit, a budget, a refusal) is a value, `Ended.stop_reason`, not an exception.
@@ -36,6 +39,7 @@ __all__ = [
     "AuthenticationFailed",
     "BadStream",
     "ConnectFailed",
+    "ContentRefused",
     "ContextOverflow",
     "HistoryError",
     "InvalidRequest",
@@ -44,12 +48,14 @@ __all__ = [
     "ModelNotFound",
     "ModelTimeout",
     "Overloaded",
+    "QuotaExceeded",
     "RateLimited",
     "ServerError",
     "StreamTruncated",
     "ToolDefinitionError",
     "ToolError",
     "TreadleError",
+    "Unsupported",
     "UsageError",
 ]
 
@@ -214,6 +220,24 @@ class AuthenticationFailed(ModelError):
     """HTTP 401 or 403."""
 
     default_hint = "Check the API key: pass `api_key=` or set the provider's environment variable."
+
+
+class QuotaExceeded(ModelError):
+    """HTTP 402, or a 429 that says that the account's quota is used up. Waiting does not help."""
+
+    default_hint = "Add credit or raise the quota with your provider, or name a fallback model."
+
+
+class ContentRefused(ModelError):
+    """The server's rules refuse what the request says. (A refusal in the answer is the stop reason `refused`.)"""
+
+    default_hint = "Rephrase the request; `server_said` may name the rule."
+
+
+class Unsupported(ModelError):
+    """The server or the model cannot do what is asked: no tools, no images, no such endpoint (HTTP 405, 501)."""
+
+    default_hint = "Leave out what the model cannot do, or use another one; `server_said` names it."
 
 
 class ModelNotFound(ModelError):

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harness import ByteServer, Exchange, Wait, call_chunk, finish_chunk, reply, run_virtual, settled, sse, text_chunk
-from treadle import Agent, Ended, Event, Failed, HttpDriver, Limits, ToolError, ToolFinished, ToolStarted, tool
+from treadle import Agent, Ended, Event, Failed, GuardLimits, HttpDriver, Limits, ToolError, ToolFinished, ToolStarted, tool
 from treadle.core.loop import Loop
+from treadle.core.plan import Plan
 from treadle.core.state import fold
+from treadle.core.step import CallModel
 from treadle.errors import TreadleError
+from treadle.policy.recovery import Recovery, RetryPolicy
 from treadle.tools.executor import Executor
 from treadle.values.events import Asked, Fact
 from treadle.values.history import check_history
@@ -21,6 +24,8 @@ from treadle.values.request import ModelRequest
 from treadle.values.state import State
 from treadle.wire.chat import ChatCodec
 
+# Failing tools are part of the game here; where the guard stops a run is tested elsewhere.
+LIMITS = Limits(guard=GuardLimits(tool_failures=99, run_failures=99))
 NAMES = ("read", "write", "fail", "nothing")
 
 turns = st.lists(
@@ -76,6 +81,7 @@ class World:
         return [*exchanges, sse(text_chunk("Do"), Wait(0.1), text_chunk("ne"), finish_chunk())]
 
     def agent(self, server: ByteServer, **settings: Any) -> Agent:
+        settings = {"retry": RetryPolicy(attempts=1), "limits": LIMITS, **settings}
         return Agent(HttpDriver(ChatCodec(), server.url, "m"), tools=self.tools, journal=self, **settings)
 
     def check(self, events: list[Event], state: State) -> None:
@@ -110,8 +116,8 @@ def test_one_ending_a_valid_history_and_nothing_twice_whenever_the_reader_leaves
                         break
             left = loop.time()
             await settled()
-            assert run.result.stop_reason in ("end", "cancelled")
-            if how == "never":
+            assert run.result.stop_reason in ("end", "cancelled", "tool_failures")
+            if how == "never" and run.result.stop_reason != "tool_failures":
                 assert run.result.stop_reason == "end"
                 assert run.result.text == "Done"
             world.check(events, run.result.state)
@@ -127,7 +133,7 @@ def test_one_ending_a_valid_history_and_nothing_twice_whenever_the_reader_leaves
 def test_a_run_carried_on_from_any_journal_prefix_ends_and_runs_nothing_twice(conversation: list[list[tuple[str, int]]]) -> None:
     async def whole() -> World:
         world = World()
-        async with ByteServer(world.script(conversation)) as server:
+        async with ByteServer(world.script(conversation), check=False) as server:
             await world.agent(server).run("Hi")
         return world
 
@@ -138,17 +144,24 @@ def test_a_run_carried_on_from_any_journal_prefix_ends_and_runs_nothing_twice(co
         script = world.script(conversation)
         world.facts = reference.facts[:length]
         done = fold(world.facts)
-        limits = Limits()
-        async with ByteServer(script[done.turn :]) as server:
+        limits = LIMITS
+        async with ByteServer(script[done.turn :], check=False) as server:
             agent = world.agent(server)
 
-            def request(state: State, turn: int) -> ModelRequest:
-                return ModelRequest(messages=state.messages, run_id=state.run_id, turn=turn)
+            def request(state: State, step: CallModel) -> ModelRequest:
+                return ModelRequest(messages=state.messages, run_id=state.run_id, turn=step.turn)
 
-            toolbox = Executor(agent.tools, limits)
-            loop = Loop(None, done, driver=agent.driver, toolbox=toolbox, limits=limits, request=request, journal=world)
+            plan = Plan(
+                drivers=(agent.driver,),
+                toolbox=Executor(agent.tools, limits),
+                limits=limits,
+                request=request,
+                recovery=Recovery(policy=RetryPolicy(attempts=1)),
+                journal=world,
+            )
+            loop = Loop(done, plan)
             await loop.drive()
-        assert loop.state.stop_reason == "end"
+        assert loop.state.stop_reason == fold(reference.facts).stop_reason
         assert loop.state.turn == fold(reference.facts).turn
         world.check([], loop.state)
         # A call that had started before the crash is not started again: its outcome is unknown, and the model is told.

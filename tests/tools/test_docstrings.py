@@ -155,6 +155,7 @@ def test_sphinx_oddities() -> None:
     :param city: The city,
         on two lines.
     :param dict of str unit: A type of three words.
+    :type days: int
     :keyword days: How many.
     :odd
     """

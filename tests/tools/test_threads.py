@@ -79,7 +79,14 @@ def test_an_exception_comes_out_as_it_is(error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError("x"), StopIteration(1), StopAsyncIteration()],
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError("x"),
+        StopIteration(1),
+        StopAsyncIteration(),
+    ],
 )
 def test_an_exception_that_would_stop_the_program_the_task_or_a_generator_is_wrapped(error: BaseException) -> None:
     def fn() -> None:
@@ -235,6 +242,25 @@ def test_what_a_call_held_is_freed_without_the_garbage_collector(fails: bool) ->
         assert refs[0]() is None
     finally:
         gc.enable()
+
+
+def test_abandoned_threads_that_have_ended_are_forgotten() -> None:
+    async def abandon_one() -> weakref.ref[threading.Thread]:
+        call = Blocked()
+        task = asyncio.create_task(run_in_thread(call))
+        await until_started(call)
+        task.cancel()
+        await asyncio.wait([task])
+        call.finish()
+        return weakref.ref(call.thread)
+
+    async def main() -> bool:
+        first = await abandon_one()
+        await abandon_one()
+        gc.collect()
+        return first() is None
+
+    assert asyncio.run(main())
 
 
 def test_importing_starts_no_thread_and_a_stuck_thread_does_not_delay_exit() -> None:

@@ -7,76 +7,44 @@ any journal. Every way out of `drive` has committed exactly one ending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 
-from treadle.core.state import apply, replied
+from treadle.core.plan import Plan
+from treadle.core.state import apply
 from treadle.core.step import CallModel, CallTools, next_step
-from treadle.errors import TreadleError
-from treadle.values.events import Asked, Ended, ErrorRecord, Event, Fact, Failed, ToolFinished, ToolStarted
-from treadle.values.limits import Limits
-from treadle.values.messages import AssistantMessage, ToolCall, ToolMessage
-from treadle.values.ports import Concurrency, Connection, Driver, Journal, ReplyStream
-from treadle.values.request import ModelRequest
-from treadle.values.state import RunResult, State
+from treadle.errors import ModelError, TreadleError
+from treadle.policy import guard
+from treadle.policy.meter import Meter
+from treadle.policy.recovery import check_fits, decide
+from treadle.values.events import Ended, ErrorRecord, Event, Fact, Failed, ToolFinished, ToolStarted
+from treadle.values.messages import AssistantMessage, ToolCall, ToolMessage, joined
+from treadle.values.ports import Connection, Job, PreparedCall, ReplyStream
+from treadle.values.state import OpenCall, RunResult, State
 
-__all__ = ["Loop", "PreparedCall", "Toolbox"]
-
-
-class PreparedCall(Protocol):
-    """A call that may run: its tool exists and its arguments passed every gate."""
-
-    @property
-    def concurrency(self) -> Concurrency: ...
-
-    async def run(self) -> ToolMessage:
-        """The result. Every failure of the tool is a result too; raises only when cancelled from outside."""
-        ...
-
-
-class Toolbox(Protocol):
-    """The tools of a run, and the rules for running them."""
-
-    def prepare(self, call: ToolCall) -> PreparedCall | ToolMessage:
-        """What to run, or the result that says why nothing runs."""
-        ...
-
-    async def run_in_turn(self, jobs: Sequence[tuple[Concurrency, Callable[[], Awaitable[None]]]]) -> None:
-        """Run one turn's jobs, given in call order, as their concurrency allows. None is left running on the way out."""
-        ...
+__all__ = ["Loop"]
 
 
 class Loop:
     """Carries a run from any state to its ending.
 
     Args:
-        asked: The fact that begins the run; None to carry on a run that has begun.
+        first: Facts that begin the run; none to carry on a run that has begun.
 
     Attributes:
         state: The run, as far as it came.
     """
 
     def __init__(
-        self,
-        asked: Asked | None,
-        state: State,
-        *,
-        driver: Driver,
-        toolbox: Toolbox,
-        limits: Limits,
-        request: Callable[[State, int], ModelRequest],
-        journal: Journal | None = None,
-        watch: Callable[[Sequence[Event]], None] | None = None,
+        self, state: State, plan: Plan, first: Sequence[Fact] = (), watch: Callable[[Sequence[Event]], None] | None = None
     ) -> None:
         self.state = state
-        self._asked = asked
-        self._driver = driver
-        self._toolbox = toolbox
-        self._limits = limits
-        self._request = request
-        self._journal = journal
+        self._plan = plan
+        self._first = first
         self._watch = watch
         self._order = asyncio.Lock()  # parallel tools commit one at a time: journal, state and watchers agree
+        self._connections: dict[int, Connection] = {}
         self._receiving: ReplyStream | None = None
 
     async def drive(self) -> None:
@@ -86,38 +54,41 @@ class Loop:
             TreadleError: The run failed; `error.result` has what came of it. `Failed` is committed.
             asyncio.CancelledError: The task was cancelled. `Ended("cancelled")` is committed.
         """
+        deadline = asyncio.timeout(self._plan.limits.deadline_s)
         try:
-            if self._asked is not None:
-                await self.commit(self._asked)
-            async with self._driver.connect() as connection:
-                while step := next_step(self.state, self._limits):
-                    match step:
-                        case CallModel(turn=turn):
-                            await self._call_model(connection, turn)
-                        case CallTools(turn=turn):
-                            await self._call_tools(step)
-                        case Ended():
-                            await self.commit(step)
+            async with deadline, AsyncExitStack() as held:
+                for fact in self._first:
+                    await self.commit(fact)
+                while step := next_step(self.state, self._plan.limits):
+                    if isinstance(step, CallModel):
+                        await self._call_model(step, held)
+                    elif isinstance(step, CallTools):
+                        await self._call_tools(step)
+                    else:
+                        await self.commit(step)
         except asyncio.CancelledError:
             await self._end(Ended(stop_reason="cancelled", partial=self._partial()))
             raise
         except Exception as error:
-            await self._end(Failed(error=_record(error), partial=self._partial()))
+            if isinstance(error, TimeoutError) and deadline.expired():
+                await self._end(Ended(stop_reason="deadline", partial=self._partial()))
+                return
+            await self._end(Failed(error=ErrorRecord.of(error), partial=self._partial()))
             if isinstance(error, TreadleError):
                 error.result = RunResult.of(self.state)
             raise
 
     async def commit(self, fact: Fact) -> None:
         """Journal a fact, apply it, show it."""
-        if self._journal is None or self.state.ended:
+        if self._plan.journal is None or self.state.ended:
             self._accept(fact)
             return
         async with self._order:
-            await self._journal.append(self.state.run_id, fact)
+            await self._plan.journal.append(self.state.run_id, fact)
             self._accept(fact)
 
     def abandon(self) -> None:
-        """End the run as cancelled here and now, for a task that will not do it: nothing it does later is accepted."""
+        """End the run as cancelled at once, for a task that will not do it: nothing it does later is accepted."""
         self._accept(Ended(stop_reason="cancelled", partial=self._partial()))
 
     def _accept(self, fact: Fact) -> None:
@@ -127,44 +98,80 @@ class Loop:
         if self._watch is not None:
             self._watch((fact,))
 
-    async def _call_model(self, connection: Connection, turn: int) -> None:
-        request = self._request(self.state, turn)
-        watch = self._watch
-        async with connection.open(request) as stream:
-            self._receiving = stream
-            async for deltas in stream:
-                if deltas and watch is not None:
-                    watch(deltas)
-        await self.commit(replied(stream.reply, turn=turn, attempt=request.attempt))
+    async def _call_model(self, step: CallModel, held: AsyncExitStack) -> None:
+        if step.wait_s:
+            await asyncio.sleep(step.wait_s)
+        driver = self._plan.drivers[step.driver]
+        request = self._plan.request(self.state, step)
+        meter = Meter(self._plan.limits, self.state, driver.calibration)
+        try:
+            if step.driver not in self._connections:
+                if step.driver:
+                    await check_fits(driver, request)
+                self._connections[step.driver] = await held.enter_async_context(driver.connect())
+            async with self._connections[step.driver].open(request) as stream:
+                self._receiving = stream
+                async for deltas in stream:
+                    if deltas and self._watch is not None:
+                        self._watch(deltas)
+                    if deltas and meter.add(deltas):
+                        break
+        except ModelError as error:
+            await self._recover(error, step)
+            return
+        fact = meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
+        await self.commit(fact)
+        self._receiving = None
+
+    async def _recover(self, error: ModelError, step: CallModel) -> None:
+        """Do what the policy says about a failed call; raise its error if that is to end the run."""
+        facts = decide(
+            error, self.state, self._plan.recovery, attempt=step.attempt, shown=self._shown(), drivers=self._plan.drivers
+        )
+        if not facts:
+            if self.state.attempt:
+                error.message += f" (after {self.state.attempt + 1} attempts)"
+            raise error
+        for fact in facts:
+            await self.commit(fact)
         self._receiving = None
 
     async def _call_tools(self, step: CallTools) -> None:
-        jobs: list[tuple[Concurrency, Callable[[], Awaitable[None]]]] = []
+        jobs: list[Job] = []
         for position, open_call in enumerate(step.calls):
-            if open_call.result is not None:
-                continue
-            call = open_call.call
-            if open_call.started:
-                # Carried on from a journal that ends here: it may have happened, so it is not done again.
-                said = "Outcome unknown: the call had started when the run was interrupted. Find out before repeating it."
-                prepared = ToolMessage(call.id, call.name, said, is_error=True)
-            else:
-                prepared = self._toolbox.prepare(call)
-            if isinstance(prepared, ToolMessage):
-                await self.commit(ToolFinished(turn=step.turn, position=position, result=prepared))
-            else:
-                jobs.append((prepared.concurrency, self._job(step.turn, position, call, prepared)))
-        await self._toolbox.run_in_turn(jobs)
+            if open_call.result is None:
+                prepared, refused = self._prepare(open_call, step.turn)
+                if isinstance(prepared, ToolMessage):
+                    await self._finish(step.turn, position, open_call.call, prepared, refused=refused)
+                else:
+                    jobs.append((prepared.concurrency, partial(self._run, step.turn, position, open_call.call, prepared)))
+        if jobs:
+            await self._plan.toolbox.run_in_turn(jobs)
 
-    def _job(self, turn: int, position: int, call: ToolCall, prepared: PreparedCall) -> Callable[[], Awaitable[None]]:
-        async def job() -> None:
-            await self.commit(
-                ToolStarted(turn=turn, position=position, call_id=call.id, name=call.name, arguments=call.arguments)
-            )
-            result = await prepared.run()
-            await self.commit(ToolFinished(turn=turn, position=position, result=result))
+    def _prepare(self, open_call: OpenCall, turn: int) -> tuple[PreparedCall | ToolMessage, bool]:
+        """What to run, or the result that says why nothing runs; and whether the guard refused it."""
+        call = open_call.call
+        if open_call.started:
+            # Carried on from a journal that ends here: it may have happened, so it is not done again.
+            said = "Outcome unknown: the call had started when the run was interrupted. Find out before repeating it."
+            return ToolMessage(call.id, call.name, said, is_error=True), False
+        refused = guard.refusal(self.state.progress, call, self._plan.limits.guard, turn=turn)
+        if refused is not None:
+            return ToolMessage(call.id, call.name, refused, is_error=True), True
+        return self._plan.toolbox.prepare(call), False
 
-        return job
+    async def _run(self, turn: int, position: int, call: ToolCall, prepared: PreparedCall) -> None:
+        changes = prepared.concurrency != "read_only"
+        started = ToolStarted(
+            turn=turn, position=position, call_id=call.id, name=call.name, arguments=call.arguments, changes=changes
+        )
+        await self.commit(started)
+        await self._finish(turn, position, call, await prepared.run())
+
+    async def _finish(self, turn: int, position: int, call: ToolCall, result: ToolMessage, *, refused: bool = False) -> None:
+        if not refused:
+            result = guard.note(self.state.progress, call, result, self._plan.limits.guard, turn=turn)
+        await self.commit(ToolFinished(turn=turn, position=position, result=result, refused=refused))
 
     async def _end(self, ending: Ended | Failed) -> None:
         """Commit an ending unless there is one. It is shown even where the journal cannot take it."""
@@ -175,20 +182,15 @@ class Loop:
         except Exception:  # the first error is the one to tell; a full disk would fail here again
             self._accept(ending)
 
+    def _shown(self) -> AssistantMessage | None:
+        """What was shown of the turn under way, an earlier attempt that this one extends included."""
+        if self._receiving is None:
+            return self.state.continues
+        message = joined(self.state.continues, self._receiving.reply.message)
+        return message if message.content else None
+
     def _partial(self) -> AssistantMessage | None:
         """What has arrived of a turn that will not be finished. Its calls were never whole, so they are left out."""
-        if self._receiving is None:
-            return None
-        content = tuple(p for p in self._receiving.reply.message.content if not isinstance(p, ToolCall))
+        shown = self._shown()
+        content = tuple(p for p in shown.content if not isinstance(p, ToolCall)) if shown else ()
         return AssistantMessage(content) if content else None
-
-
-def _record(error: Exception) -> ErrorRecord:
-    if isinstance(error, TreadleError):
-        return ErrorRecord(kind=type(error).__name__, message=error.message, hint=error.hint)
-    # Its text may hold anything, a prompt or a key included; the exception itself is raised to the caller.
-    return ErrorRecord(
-        kind=type(error).__name__,
-        message=f"the run failed with {type(error).__name__}",
-        hint="The exception that `run` or the iterator raises has the details.",
-    )

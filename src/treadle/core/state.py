@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
-from treadle.values.events import Asked, Ended, Fact, Failed, Replied, ToolFinished, ToolStarted
+from treadle.policy import guard
+from treadle.values.events import (
+    Asked,
+    Discarded,
+    Ended,
+    Fact,
+    Failed,
+    Prompted,
+    Repaired,
+    Replied,
+    Retried,
+    ToolFinished,
+    ToolStarted,
+)
 from treadle.values.messages import ToolMessage
-from treadle.values.request import Reply
 from treadle.values.state import OpenCall, State
 
-__all__ = ["apply", "begin", "fold", "replied"]
+__all__ = ["apply", "begin", "fold"]
 
 # A reply cut by `length` may hold half an argument that happens to parse; a reason nobody knows may mean the same.
 _NOT_WHOLE = {
@@ -22,20 +36,6 @@ _NOT_WHOLE = {
 def begin(fact: Asked) -> State:
     """The state of a run that has just been asked."""
     return State(run_id=fact.run_id, model=fact.model, closed=fact.messages)
-
-
-def replied(reply: Reply, *, turn: int, attempt: int) -> Replied:
-    """The fact that a finished reply amounts to."""
-    assert reply.finish is not None
-    return Replied(
-        turn=turn,
-        message=reply.message,
-        finish=reply.finish,
-        finish_said=reply.finish_said,
-        usage=reply.usage,
-        model=reply.model,
-        attempt=attempt,
-    )
 
 
 def apply(state: State, fact: Fact) -> State:
@@ -54,18 +54,38 @@ def apply(state: State, fact: Fact) -> State:
                 turn=fact.turn,
                 finish=fact.finish,
                 usage=fact.usage if state.usage is None else state.usage + fact.usage,
-                partial=None,
+                cut=fact.cut,
+                attempt=0,
+                attempts_on_driver=0,
+                shown_as=0,
+                wait_s=0.0,
+                continues=None,
+                output_tokens=state.output_tokens + fact.output_tokens,
+                reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
             )
         )
     if isinstance(fact, ToolStarted):
-        return _with_call(state, fact.position, started=True)
+        return _with_call(state, fact.position, started=True, changes=fact.changes)
     if isinstance(fact, ToolFinished):
-        return _close(_with_call(state, fact.position, result=fact.result))
+        return _close(_finished(state, fact))
+    if isinstance(fact, Retried):
+        return replace(
+            state,
+            attempt=state.attempt + 1,
+            attempts_on_driver=state.attempts_on_driver + 1 if fact.driver == state.driver else 0,
+            shown_as=0 if fact.continues is None else fact.attempt,
+            retries=state.retries + 1,
+            wait_s=fact.wait_s,
+            driver=fact.driver,
+            continues=fact.continues,
+        )
+    if isinstance(fact, Prompted):
+        return replace(state, closed=(*state.closed, fact.message), finish=None, cut=None, prompted=True)
     if isinstance(fact, Ended):
         return replace(state, stop_reason=fact.stop_reason, partial=fact.partial)
     if isinstance(fact, Failed):
         return replace(state, error=fact.error, partial=fact.partial)
-    assert isinstance(fact, Asked), f"no rule for {type(fact).__name__}"
+    assert isinstance(fact, Asked | Repaired | Discarded), f"no rule for {type(fact).__name__}"
     return state
 
 
@@ -79,11 +99,23 @@ def fold(facts: list[Fact]) -> State:
     return state
 
 
-def _with_call(state: State, position: int, *, started: bool = False, result: ToolMessage | None = None) -> State:
+def _with_call(state: State, position: int, **changes: Any) -> State:
     calls = list(state.open_calls)
-    call = calls[position]
-    calls[position] = OpenCall(call.call, call.started or started, result or call.result)
+    calls[position] = replace(calls[position], **changes)
     return replace(state, open_calls=tuple(calls))
+
+
+def _finished(state: State, fact: ToolFinished) -> State:
+    open_call = state.open_calls[fact.position]
+    progress = guard.after(
+        state.progress,
+        open_call.call,
+        fact.result,
+        turn=fact.turn,
+        changes=open_call.started and open_call.changes,
+        refused=fact.refused,
+    )
+    return replace(_with_call(state, fact.position, result=fact.result), progress=progress)
 
 
 def _close(state: State) -> State:

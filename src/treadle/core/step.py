@@ -6,7 +6,9 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from treadle.values.events import Ended
+from treadle.policy.guard import stopped
+from treadle.policy.meter import ask_for_the_answer
+from treadle.values.events import Ended, Prompted
 from treadle.values.limits import Limits
 from treadle.values.state import OpenCall, State
 
@@ -14,9 +16,17 @@ __all__ = ["CallModel", "CallTools", "Step", "next_step"]
 
 
 class CallModel(Struct, frozen=True):
-    """Ask the model for the next turn."""
+    """Ask a model for the turn, after a wait if the attempt before it failed.
+
+    Attributes:
+        attempt: The number that its deltas carry.
+        driver: 0 is the agent's own model, then the fallbacks.
+    """
 
     turn: int
+    attempt: int = 1
+    driver: int = 0
+    wait_s: float = 0.0
 
 
 class CallTools(Struct, frozen=True):
@@ -26,15 +36,21 @@ class CallTools(Struct, frozen=True):
     calls: tuple[OpenCall, ...]
 
 
-Step: TypeAlias = CallModel | CallTools | Ended
+Step: TypeAlias = CallModel | CallTools | Prompted | Ended
 
 
 def next_step(state: State, limits: Limits) -> Step | None:
-    """The next step; an ending to record; or None when the run is over."""
+    """The next step; a fact to record; or None when the run is over."""
     if state.ended:
         return None
     if state.open_calls:
         return CallTools(state.turn, state.open_calls)
+    if reason := stopped(state.progress, limits.guard):
+        return Ended(stop_reason=reason)
+    if state.cut == "reasoning_limit" and limits.on_reasoning_limit == "answer" and not state.prompted:
+        return Prompted(message=ask_for_the_answer(state), why="reasoning_limit")
+    if state.cut is not None:
+        return Ended(stop_reason=state.cut)
     match state.finish:
         case "end":
             return Ended(stop_reason="end")
@@ -48,7 +64,7 @@ def next_step(state: State, limits: Limits) -> Step | None:
             pass
     if state.turn >= limits.max_turns:
         return Ended(stop_reason="max_turns")
-    return CallModel(state.turn + 1)
+    return CallModel(state.turn + 1, state.shown_as or state.attempt + 1, state.driver, state.wait_s)
 
 
 def _answers_calls(state: State) -> bool:

@@ -18,6 +18,7 @@ from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection
 from treadle.values.request import ModelInfo
+from treadle.values.tokens import Calibration
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect
 
@@ -123,9 +124,18 @@ class DiscoveredDriver:
         self._base_url = base_url
         self._api_key = api_key
         self._driver: HttpDriver | None = None
+        self._calibration = Calibration()
 
     def __repr__(self) -> str:
         return f"DiscoveredDriver({self.model!r})"
+
+    @property
+    def calibration(self) -> Calibration:
+        return self._driver.calibration if self._driver else self._calibration
+
+    @property
+    def continuable(self) -> bool:
+        return self._driver is not None and self._driver.continuable
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Connection, None]:

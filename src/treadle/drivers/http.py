@@ -35,6 +35,7 @@ from treadle.errors import (
 from treadle.values.events import Delta
 from treadle.values.limits import Timeouts
 from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.values.tokens import Calibration
 from treadle.wire.codec import Codec, Decoder, Encoder
 
 __all__ = ["ApiKey", "HttpConnection", "HttpDriver", "HttpReply", "get_json"]
@@ -88,6 +89,7 @@ class HttpDriver:
         self.model = name or f"{self.base_url}#{model}"
         self.codec = codec
         self.served_model = model
+        self.calibration = Calibration()
         self._api_key = api_key
         self._headers = dict(headers or {})
         self._client = client
@@ -96,6 +98,10 @@ class HttpDriver:
 
     def __repr__(self) -> str:
         return f"HttpDriver({self.model!r})"
+
+    @property
+    def continuable(self) -> bool:
+        return self.codec.continuable
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[HttpConnection]:

@@ -113,6 +113,7 @@ class FunctionTool(Generic[P, R]):
     concurrency: Concurrency
     timeout_s: float | None
     is_method: bool
+    __name__: str
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ class Parameters:
         said = said[:1].lower() + said[1:]
         if said.startswith("invalid") and path:
             allowed = _Rules(self.schema.get("$defs", {})).choices(self.schema, path, in_key)
-            listed = ", ".join(json.dumps(value, ensure_ascii=False) for value in allowed)
+            listed = ", ".join(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in allowed))
             said += f"; expected one of {listed}" if listed else ""
         return f"{'a key of ' if in_key else ''}`{path}`: {said}" if path else said
 

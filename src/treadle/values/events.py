@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from treadle.values.messages import AssistantMessage, Message, ToolMessage
+from treadle.errors import TreadleError
+from treadle.values.messages import AssistantMessage, Message, ToolMessage, UserMessage
 from treadle.values.request import Finish
 from treadle.values.usage import Usage
 
@@ -22,12 +23,16 @@ __all__ = [
     "SCHEMA_VERSION",
     "Asked",
     "Delta",
+    "Discarded",
     "Ended",
     "ErrorRecord",
     "Event",
     "Fact",
     "Failed",
+    "Prompted",
+    "Repaired",
     "Replied",
+    "Retried",
     "StopReason",
     "TextDelta",
     "ThinkingDelta",
@@ -109,8 +114,76 @@ class Asked(Fact, frozen=True, kw_only=True, gc=False, omit_defaults=False):
     schema: int = SCHEMA_VERSION
 
 
+class ErrorRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """An error as data: the exception's class name, message and hint. Holds no server's words and no secrets."""
+
+    kind: str
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: Exception) -> ErrorRecord:
+        if isinstance(error, TreadleError):
+            return cls(kind=type(error).__name__, message=error.message, hint=error.hint)
+        # Its text may hold anything, a prompt or a key included; the exception itself is raised to the caller.
+        kind = type(error).__name__
+        hint = "The exception that `run` or the iterator raises has the details."
+        return cls(kind=kind, message=f"the run failed with {kind}", hint=hint)
+
+
+class Repaired(Fact, frozen=True, kw_only=True, gc=False):
+    """The history that the run was given broke a rule of strict servers, and was mended before anything was sent.
+
+    Attributes:
+        index: The message's place in the history as it was given.
+    """
+
+    index: int
+    what: str
+
+
+class Prompted(Fact, frozen=True, kw_only=True, gc=False):
+    """The run itself said something to the model, in the user's place."""
+
+    message: UserMessage
+    why: Literal["reasoning_limit"]
+
+
+class Retried(Fact, frozen=True, kw_only=True, gc=False):
+    """An attempt at a turn failed, and another will be made.
+
+    Attributes:
+        attempt: The attempt that failed, from 1.
+        error: Why.
+        wait_s: Seconds until the next attempt.
+        driver: Which of the agent's models makes it: 0 is the first, then the fallbacks in order.
+        model: That model's name.
+        continues: The partial answer that the next attempt goes on from; None if it begins anew.
+    """
+
+    turn: int
+    attempt: int
+    error: ErrorRecord
+    wait_s: float
+    driver: int = 0
+    model: str | None = None
+    continues: AssistantMessage | None = None
+
+
+class Discarded(Fact, frozen=True, kw_only=True, gc=False):
+    """The deltas of this attempt are void: what was shown of it is not part of the answer."""
+
+    turn: int
+    attempt: int
+
+
 class Replied(Fact, frozen=True, kw_only=True, gc=False):
-    """The model finished a turn, and said why."""
+    """The model finished a turn and said why, or was cut.
+
+    Attributes:
+        cut: The bound at which we cut the stream; `message` is then what had arrived, and `finish` is `length`.
+        output_tokens, reasoning_tokens: As counted here, estimated.
+    """
 
     turn: int
     message: AssistantMessage
@@ -119,32 +192,37 @@ class Replied(Fact, frozen=True, kw_only=True, gc=False):
     usage: Usage = Usage()
     model: str | None = None
     attempt: int = 1
+    cut: StopReason | None = None
+    output_tokens: float = 0.0
+    reasoning_tokens: float = 0.0
 
 
 class ToolStarted(Fact, frozen=True, kw_only=True, gc=False):
-    """A call passed validation and its tool was started. (run, turn, position) names the call for ever."""
+    """A call passed validation and its tool was started. (run, turn, position) names the call for ever.
+
+    Attributes:
+        changes: The tool is not read-only.
+    """
 
     turn: int
     position: int
     call_id: str
     name: str
     arguments: str
+    changes: bool = True
 
 
 class ToolFinished(Fact, frozen=True, kw_only=True, gc=False):
-    """A call has its result. Without a `ToolStarted` before it, the call was refused or invalid and nothing ran."""
+    """A call has its result. Without a `ToolStarted` before it, nothing ran.
+
+    Attributes:
+        refused: The run refused the call because it had failed or repeated too often.
+    """
 
     turn: int
     position: int
     result: ToolMessage
-
-
-class ErrorRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """An error as data: the exception's class name, message and hint. Holds no server's words and no secrets."""
-
-    kind: str
-    message: str
-    hint: str
+    refused: bool = False
 
 
 class Ended(Fact, frozen=True, kw_only=True, gc=False):

@@ -24,6 +24,7 @@ __all__ = [
     "ToolCall",
     "ToolMessage",
     "UserMessage",
+    "joined",
     "messages_from_json",
     "messages_to_json",
 ]
@@ -109,6 +110,7 @@ class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", o
         content: What the model reads; cut to head and tail if it was long.
         is_error: The call failed, was refused or was interrupted; `content` says how.
         full: The whole result when `content` is a cut one, up to 10 MB; else None.
+        note: A remark of the run for the model, such as that this call keeps failing; sent after `content`.
     """
 
     call_id: str
@@ -116,6 +118,20 @@ class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", o
     content: str
     is_error: bool = False
     full: str | None = None
+    note: str | None = None
+
+
+def joined(first: AssistantMessage | None, then: AssistantMessage) -> AssistantMessage:
+    """One message of a partial one and what followed it; text that meets text becomes one part."""
+    if first is None:
+        return then
+    content = (*first.content, *then.content)
+    at = len(first.content)
+    if 0 < at < len(content):
+        last, following = content[at - 1], content[at]
+        if isinstance(last, Text) and isinstance(following, Text):
+            content = (*content[: at - 1], Text(last.text + following.text), *content[at + 1 :])
+    return AssistantMessage(content)
 
 
 Message: TypeAlias = UserMessage | AssistantMessage | ToolMessage | SystemMessage

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from treadle.values.events import Delta, Fact
+from treadle.values.messages import ToolCall, ToolMessage
 from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.values.tokens import Calibration
 
-__all__ = ["Concurrency", "Connection", "Driver", "Journal", "ReplyStream"]
+__all__ = ["Concurrency", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
 
 Concurrency: TypeAlias = Literal["read_only", "exclusive", "interactive"]
 """`read_only` calls of a turn run together; an `exclusive` one runs alone; an `interactive` one alone, with the person."""
@@ -51,8 +53,18 @@ class Driver(Protocol):
         """The model as events and reports name it, such as `ollama/qwen3:8b`."""
         ...
 
+    @property
+    def calibration(self) -> Calibration:
+        """What the server's token counts have taught us; shared by all runs."""
+        ...
+
+    @property
+    def continuable(self) -> bool:
+        """The server can go on from a partial answer (`ModelRequest.continues`)."""
+        ...
+
     def connect(self) -> AbstractAsyncContextManager[Connection]:
-        """What a run holds while it lasts: sockets, pools. Opening it makes no connection yet."""
+        """What a run holds while it lasts: sockets, pools. Opening it sends nothing to a model."""
         ...
 
     async def info(self) -> ModelInfo:
@@ -61,6 +73,32 @@ class Driver(Protocol):
         Raises:
             ModelError: The server could not be asked.
         """
+        ...
+
+
+class PreparedCall(Protocol):
+    """A call that may run: its tool exists and its arguments passed every gate."""
+
+    @property
+    def concurrency(self) -> Concurrency: ...
+
+    async def run(self) -> ToolMessage:
+        """The result. Every failure of the tool is a result too; raises only when cancelled from outside."""
+        ...
+
+
+Job: TypeAlias = tuple[Concurrency, Callable[[], Awaitable[None]]]
+
+
+class Toolbox(Protocol):
+    """The tools of a run, and the rules for running them."""
+
+    def prepare(self, call: ToolCall) -> PreparedCall | ToolMessage:
+        """What to run, or the result that says why nothing runs."""
+        ...
+
+    async def run_in_turn(self, jobs: Sequence[Job]) -> None:
+        """Run one turn's jobs, given in call order, as their concurrency allows. None is left running on the way out."""
         ...
 
 

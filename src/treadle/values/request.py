@@ -51,6 +51,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     Attributes:
         turn: Counts from 1 within a run.
         attempt: Counts from 1 within a turn.
+        continues: A partial answer to this turn that the model is asked to go on from; the reply is what follows it.
         run_id: Names the run; ids that we make for calls are derived from it.
         timeouts: Deadlines of this call.
     """
@@ -62,6 +63,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     run_id: str = ""
     turn: int = 1
     attempt: int = 1
+    continues: AssistantMessage | None = None
     timeouts: Timeouts = Timeouts()
 
 

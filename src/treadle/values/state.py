@@ -9,7 +9,7 @@ from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMes
 from treadle.values.request import Finish
 from treadle.values.usage import Usage
 
-__all__ = ["OpenCall", "RunResult", "State"]
+__all__ = ["OpenCall", "Progress", "Repeat", "RunResult", "State"]
 
 
 class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -17,7 +17,24 @@ class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
 
     call: ToolCall
     started: bool = False
+    changes: bool = True
     result: ToolMessage | None = None
+
+
+class Repeat(Struct, frozen=True, gc=False):
+    """How often one call has given one result."""
+
+    result: str
+    count: int
+    turn: int
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """What `treadle.policy.guard` knows of a run. Keys of `seen` and results in it are fingerprints."""
+
+    failures_in_row: int = 0
+    failing: dict[str, int] = {}
+    seen: dict[str, Repeat] = {}
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -28,6 +45,14 @@ class State(Struct, frozen=True, kw_only=True):
         open_calls: Calls of the last assistant message of `closed`, until the last of them has its result.
         turn: Model turns finished.
         finish: Why the last turn stopped.
+        cut: The bound at which we cut it.
+        prompted: The run has asked for the answer after a reasoning cut; it does so once.
+        attempt: Attempts at the turn under way that failed; `attempts_on_driver` those on the present model.
+        shown_as: The attempt whose deltas the next one's extend, when it goes on from a partial answer; else 0.
+        retries: Further attempts made in the whole run.
+        wait_s, driver, continues: How the next attempt is made, as `Retried` said.
+        output_tokens, reasoning_tokens: Of all turns, as counted here.
+        progress: Failing and repeating calls.
         partial: What had arrived of a turn that was cut short by the run's ending.
         stop_reason, error: Set by the run's ending.
     """
@@ -39,6 +64,18 @@ class State(Struct, frozen=True, kw_only=True):
     turn: int = 0
     finish: Finish | None = None
     usage: Usage | None = None
+    cut: StopReason | None = None
+    prompted: bool = False
+    attempt: int = 0
+    attempts_on_driver: int = 0
+    shown_as: int = 0
+    retries: int = 0
+    wait_s: float = 0.0
+    driver: int = 0
+    continues: AssistantMessage | None = None
+    output_tokens: float = 0.0
+    reasoning_tokens: float = 0.0
+    progress: Progress = Progress()
     partial: AssistantMessage | None = None
     stop_reason: StopReason | None = None
     error: ErrorRecord | None = None
@@ -55,6 +92,12 @@ class State(Struct, frozen=True, kw_only=True):
         if self.partial is not None and self.partial.text:
             return (*messages, self.partial)
         return messages
+
+    @property
+    def last_turn(self) -> AssistantMessage | None:
+        """The last message of the model in this run, whole or not."""
+        last = next((m for m in reversed(self.closed) if isinstance(m, AssistantMessage)), None)
+        return self.partial or (last if self.turn else None)
 
 
 def _result(open_call: OpenCall) -> ToolMessage:
@@ -95,9 +138,9 @@ class RunResult(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, state: State) -> RunResult:
         """The result that a state amounts to."""
-        last = state.partial or next((m for m in reversed(state.closed) if type(m) is AssistantMessage), None)
+        last = state.last_turn
         return cls(
-            text=last.text if last is not None and (state.turn or state.partial) else "",
+            text=last.text if last is not None else "",
             stop_reason=state.stop_reason,
             error=state.error,
             usage=state.usage or Usage(),

@@ -319,7 +319,10 @@ class ChatEncoder:
             if item["content"] != "" or item["role"] != "assistant":  # strict servers refuse an assistant that says nothing
                 self._add(item)
         self._messages, self._instructions = request.messages, request.instructions
-        return b"".join((self._head(request), b',"messages":[', self._written, b"]}"))
+        tail = b""
+        if request.continues is not None:
+            tail = b"," + _encode({"role": "assistant", "content": request.continues.text})
+        return b"".join((self._head(request), b',"messages":[', self._written, tail, b"]}"))
 
     def _add(self, item: dict[str, Any]) -> None:
         if self._written:
@@ -330,6 +333,10 @@ class ChatEncoder:
         head: dict[str, Any] = {"model": self._model, "stream": True}
         if self._dialect.ask_usage:
             head["stream_options"] = {"include_usage": True}
+        if self._dialect.ask_progress:
+            head["return_progress"] = True
+        if request.continues is not None:
+            head |= self._dialect.continues or {}
         head |= _options(request.options)
         if request.tools:
             head["tools"] = [
@@ -366,6 +373,8 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     if isinstance(message, ToolMessage):
         # The format has no flag for errors, so the text says it.
         content = f"Error: {message.content}" if message.is_error else message.content
+        if message.note:
+            content += f"\n[{message.note}]"
         return {"role": "tool", "tool_call_id": message.call_id, "content": content}
     return {"role": message.__struct_config__.tag, "content": message.content}
 
@@ -414,6 +423,10 @@ class ChatCodec:
 
     def __init__(self, dialect: Dialect | None = None) -> None:
         self._dialect = dialect or Dialect()
+
+    @property
+    def continuable(self) -> bool:
+        return self._dialect.continues is not None
 
     def encoder(self, model: str) -> ChatEncoder:
         return ChatEncoder(model, self._dialect)

@@ -5,6 +5,8 @@ The decoder needs no dialect: it reads every shape in docs/protocols/chat.md. Wh
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
 
 from treadle.values.request import Finish
@@ -12,16 +14,21 @@ from treadle.values.request import Finish
 __all__ = ["FINISH", "Dialect"]
 
 
-class Dialect(Struct, frozen=True, kw_only=True, gc=False):
+class Dialect(Struct, frozen=True, kw_only=True):
     """How requests to one kind of server differ.
 
     Attributes:
         send_reasoning: Send reasoning back in the field it came in. Some hosted APIs answer it with a 400.
         ask_usage: Send `stream_options.include_usage`.
+        ask_progress: Send `return_progress`, so that reading a long prompt is seen to advance.
+        continues: What to add to a request whose last message is a partial answer, so that the server goes on from it;
+            None where that is not known to work.
     """
 
     send_reasoning: bool = True
     ask_usage: bool = True
+    ask_progress: bool = False
+    continues: dict[str, Any] | None = None
 
 
 FINISH: dict[str, Finish] = {

@@ -1,0 +1,243 @@
+"""What happens when a model call fails: retry, switch to another model, answer in its place, or end the run.
+
+A strategy looks at the failure and decides; `decide` holds it to the rules that no strategy may break. This is the only place
+from which a call is made again, and every further attempt draws from one budget of the run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from treadle.errors import (
+    AuthenticationFailed,
+    ContextOverflow,
+    ModelError,
+    ModelNotFound,
+    QuotaExceeded,
+)
+from treadle.values.events import Discarded, ErrorRecord, Fact, Replied, Retried
+from treadle.values.messages import AssistantMessage, Message, Text, ToolCall
+from treadle.values.ports import Driver
+from treadle.values.request import ModelRequest
+from treadle.values.state import State
+from treadle.values.tokens import estimate_tokens
+
+__all__ = [
+    "Abort",
+    "Answer",
+    "Decision",
+    "Failure",
+    "OnInterrupted",
+    "Recovery",
+    "Retry",
+    "RetryPolicy",
+    "Strategy",
+    "Switch",
+    "check_fits",
+    "decide",
+    "retry_then_switch",
+]
+
+OnInterrupted: TypeAlias = Literal["fail", "restart", "continue"]
+"""What to do when a call fails after some of its answer was shown.
+
+`fail` ends the run with the error and the partial text; `restart` announces `Discarded` and begins the turn again;
+`continue` asks the server to go on from the partial text where that is possible, and otherwise restarts.
+"""
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True, gc=False):
+    """How often a call is made again, and how long is waited.
+
+    The wait after attempt n is random between 0 and min(max_wait_s, first_wait_s * 2**(n-1)): full jitter, so that many
+    clients do not come back together. A server's Retry-After is a lower bound; one longer than `retry_after_cap_s`
+    ends the run with its error instead.
+
+    Attributes:
+        attempts: Attempts at one model turn on one model, the first included.
+        run_budget: Further attempts in a whole run, on whatever model.
+    """
+
+    attempts: int = 4
+    run_budget: int = 10
+    first_wait_s: float = 0.5
+    max_wait_s: float = 30.0
+    retry_after_cap_s: float = 60.0
+
+    def wait_s(self, *, attempt: int, retry_after_s: float | None, jitter: float) -> float | None:
+        """Seconds to wait after `attempt` failed, given a random number from 0 to 1; None if the server asks for too long."""
+        if retry_after_s is not None and retry_after_s > self.retry_after_cap_s:
+            return None
+        backoff_s = min(self.max_wait_s, self.first_wait_s * 2 ** min(attempt - 1, 30)) * jitter
+        return max(backoff_s, retry_after_s or 0.0)
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """A model call that failed, as a strategy sees it.
+
+    Attributes:
+        attempt: Attempts made at this turn on this model, this one included.
+        conversation: What was sent.
+        driver: Which model failed: 0 is the agent's own, then the fallbacks in order.
+        drivers: How many there are.
+        may_wait: The retry policy still allows another attempt on the same model.
+    """
+
+    error: ModelError
+    attempt: int
+    turn: int
+    conversation: tuple[Message, ...]
+    driver: int
+    drivers: int
+    may_wait: bool
+
+
+class Retry(Struct, frozen=True):
+    """Make the call again on the same model, after the policy's wait."""
+
+
+class Switch(Struct, frozen=True):
+    """Go on with another model of the list, at once, for the rest of the run."""
+
+    driver: int
+
+
+class Answer(Struct, frozen=True):
+    """Take this text for the model's answer."""
+
+    text: str
+
+
+class Abort(Struct, frozen=True):
+    """End the run with the error."""
+
+
+Decision: TypeAlias = Retry | Switch | Answer | Abort
+
+
+class Strategy(Protocol):
+    """Decides what follows a failure. It must not block; it may be asked for any `ModelError`."""
+
+    def __call__(self, failure: Failure) -> Decision: ...
+
+
+_PATIENCE_S = 5.0
+
+# Another model, or the same one elsewhere, may do what this one cannot; the request itself is sound.
+_ANOTHER_MAY = (AuthenticationFailed, ContextOverflow, ModelNotFound, QuotaExceeded)
+
+
+def retry_then_switch(failure: Failure) -> Decision:
+    """The default: retry what may pass; when that is used up, or cannot help, the next model; else end.
+
+    A server that asks for more than 5 s is not waited for while there is another model.
+    """
+    error = failure.error
+    another = failure.driver + 1 < failure.drivers and (error.retryable or isinstance(error, _ANOTHER_MAY))
+    if error.retryable and failure.may_wait and not (another and (error.retry_after_s or 0.0) > _PATIENCE_S):
+        return Retry()
+    return Switch(failure.driver + 1) if another else Abort()
+
+
+class Recovery(Struct, frozen=True, kw_only=True):
+    """The rules of a run for calls that fail.
+
+    Attributes:
+        jitter: Gives random numbers from 0 to 1.
+    """
+
+    strategy: Strategy = retry_then_switch
+    policy: RetryPolicy = RetryPolicy()
+    on_interrupted: OnInterrupted = "restart"
+    jitter: Callable[[], float] = random.random
+
+
+def decide(
+    error: ModelError,
+    state: State,
+    rules: Recovery,
+    *,
+    attempt: int,
+    shown: AssistantMessage | None,
+    drivers: Sequence[Driver],
+) -> list[Fact]:
+    """The facts that say what is done about a failed attempt; none if the run is to end with its error.
+
+    Args:
+        attempt: The number that the failed attempt's deltas carried.
+        shown: What was shown of it; None if nothing was.
+    """
+    if shown is not None and rules.on_interrupted == "fail":
+        return []
+    policy = rules.policy
+    turn = state.turn + 1
+    budget_left = state.retries < policy.run_budget
+    made = state.attempts_on_driver + 1
+    wait_s = policy.wait_s(attempt=made, retry_after_s=error.retry_after_s, jitter=rules.jitter())
+    may_wait = made < policy.attempts and wait_s is not None and budget_left
+    decision = rules.strategy(
+        Failure(
+            error=error,
+            attempt=made,
+            turn=turn,
+            conversation=state.messages,
+            driver=state.driver,
+            drivers=len(drivers),
+            may_wait=may_wait,
+        )
+    )
+    discarded: list[Fact] = [Discarded(turn=turn, attempt=attempt)] if shown is not None else []
+    match decision:
+        case Answer(text=text):
+            message = AssistantMessage((Text(text),))
+            return [*discarded, Replied(turn=turn, message=message, finish="end", attempt=state.attempt + 2)]
+        case Switch(driver=driver) if budget_left and 0 <= driver < len(drivers):
+            wait_s, continues = 0.0, None
+        case Retry() if may_wait and wait_s is not None:
+            driver = state.driver
+            goes_on = rules.on_interrupted == "continue" and drivers[driver].continuable and _is_text(shown)
+            continues = shown if goes_on else None
+        case _:
+            return []
+    retried = Retried(
+        turn=turn,
+        attempt=attempt,
+        error=ErrorRecord.of(error),
+        wait_s=wait_s,
+        driver=driver,
+        model=drivers[driver].model,
+        continues=continues,
+    )
+    return [retried] if continues is not None else [*discarded, retried]
+
+
+def _is_text(partial: AssistantMessage | None) -> bool:
+    return partial is not None and bool(partial.text) and not any(isinstance(part, ToolCall) for part in partial.content)
+
+
+async def check_fits(driver: Driver, request: ModelRequest) -> None:
+    """Refuse to send a conversation to a model whose window is known to be smaller.
+
+    Raises:
+        ContextOverflow: By estimate it does not fit.
+    """
+    try:
+        window = (await driver.info()).window_tokens
+    except ModelError:
+        return  # it will say so itself
+    tokens = sum(estimate_tokens(_text_of(message)) for message in request.messages) + estimate_tokens(request.instructions or "")
+    if window is not None and tokens > window:
+        raise ContextOverflow(
+            f"the conversation (about {tokens:,.0f} tokens) does not fit the window of {driver.model} ({window:,} tokens)",
+            hint="Name a fallback model with a larger window, or shorten the conversation.",
+        )
+
+
+def _text_of(message: Message) -> str:
+    if isinstance(message, AssistantMessage):
+        return message.text + "".join(call.name + call.arguments for call in message.calls)
+    return message.content
