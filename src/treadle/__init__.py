@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from treadle.values.events import ToolCallDelta as ToolCallDelta
     from treadle.values.events import ToolFinished as ToolFinished
     from treadle.values.events import ToolStarted as ToolStarted
+    from treadle.values.events import event_from_json as event_from_json
+    from treadle.values.events import event_to_json as event_to_json
     from treadle.values.limits import GuardLimits as GuardLimits
     from treadle.values.limits import Limits as Limits
     from treadle.values.limits import Timeouts as Timeouts
@@ -155,6 +157,8 @@ _EXPORTS = {
         "ToolCallDelta",
         "ToolFinished",
         "ToolStarted",
+        "event_from_json",
+        "event_to_json",
     ),
     "treadle.values.limits": (
         "GuardLimits",

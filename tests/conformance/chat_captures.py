@@ -69,6 +69,8 @@ def outcome(case: str, chunks: Iterable[bytes]) -> dict[str, Any]:
         for chunk in chunks:
             deltas += decoder.feed(chunk)
         deltas += decoder.close()
+        if decoder.error:
+            raise decoder.error
     except ModelError as error:
         result["error"] = type(error).__name__
     result["deltas"] = merged(deltas)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.core.mailbox import Mailbox
+from treadle.errors import UsageError
 from treadle.values.events import Ended, Event, TextDelta, ThinkingDelta, ToolCallDelta
 
 events: st.SearchStrategy[list[Event]] = st.lists(
@@ -19,14 +21,12 @@ events: st.SearchStrategy[list[Event]] = st.lists(
 def merged(events: list[Event]) -> list[list[Any]]:
     out: list[list[Any]] = []
     for event in events:
-        kind = [type(event), getattr(event, "turn", 0), getattr(event, "attempt", 0)]
-        if isinstance(event, TextDelta | ThinkingDelta):
-            if out and out[-1][:3] == kind:
-                out[-1][3] += event.text
-            else:
-                out.append([*kind, event.text])
+        kind = [type(event), getattr(event, "turn", 0), getattr(event, "attempt", 0), getattr(event, "position", 0)]
+        text = getattr(event, "text", None) if not isinstance(event, ToolCallDelta) else event.arguments
+        if out and out[-1][:4] == kind:
+            out[-1][4] += text
         else:
-            out.append([*kind, event])
+            out.append([*kind, text])
     return out
 
 
@@ -56,6 +56,30 @@ def test_a_slow_reader_gets_one_delta_for_many() -> None:
         box.put([TextDelta(turn=2, text="b")])
         assert await box.get() == TextDelta(turn=1, text="a" * 1000)
         assert await box.get() == TextDelta(turn=2, text="b")
+
+    asyncio.run(main())
+
+
+def test_two_readers_are_told_apart() -> None:
+    async def main() -> None:
+        box = Mailbox()
+        reader = asyncio.create_task(box.get())
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="two tasks"):
+            await box.get()
+        box.put([TextDelta(turn=1, text="a")])
+        assert await reader == TextDelta(turn=1, text="a")
+
+    asyncio.run(main())
+
+
+def test_arguments_of_one_call_are_merged_and_of_two_are_not() -> None:
+    async def main() -> None:
+        box = Mailbox()
+        for position in (0, 0, 1, 0):
+            box.put([ToolCallDelta(turn=1, position=position, name="f", arguments="x")])
+        got = [await box.get() for _ in range(3)]
+        assert [(e.position, e.arguments) for e in got if isinstance(e, ToolCallDelta)] == [(0, "xx"), (1, "x"), (0, "x")]
 
     asyncio.run(main())
 

@@ -175,6 +175,18 @@ class Employee(pydantic.BaseModel):
     leg: Leg | None = None
 
 
+@dataclass
+class Household:
+    people: list[Address]
+    guest: Address | None = None
+    main: Address = field(default_factory=lambda: Address(street="x"))
+
+
+class Aliased(pydantic.BaseModel):
+    first_name: str = pydantic.Field(alias="firstName")
+    age: int = 3
+
+
 class Open(pydantic.BaseModel, extra="allow"):
     x: int
 
@@ -455,6 +467,36 @@ def test_definitions_of_pydantic_models_are_hoisted() -> None:
         **closed(x={"$ref": "#/$defs/Person"}, y={"type": "array", "items": {"$ref": "#/$defs/Person"}}),
         "$defs": {"Address": ADDRESS, "Person": person},
     }
+
+
+def test_a_dataclass_may_hold_pydantic_models() -> None:
+    ref = {"$ref": "#/$defs/Address"}
+    household = closed(
+        ["people"], people={"type": "array", "items": ref}, guest={"anyOf": [ref, NULL], "default": None}, main=ref
+    )
+    made = parameters(x=Household)
+    assert made.schema == {**closed(x=household), "$defs": {"Address": ADDRESS}}
+    street = Address(street="y")
+    assert made.decode('{"x": {"people": [{"street": "y"}], "guest": {"street": "y"}}}') == {
+        "x": Household([street], street, Address(street="x"))
+    }
+    wrong = '{"x": {"people": [{"street": 1}]}}'
+    assert refused(made, wrong) == "`x.people[0]`: `street`: Input should be a valid string"
+
+
+def test_a_pydantic_model_is_filled_by_alias() -> None:
+    made = parameters(x=(Aliased, Aliased(firstName="A")))
+    name = {"type": "string"}
+    model = {
+        "properties": {"firstName": name, "age": {"default": 3, "type": "integer"}},
+        "required": ["firstName"],
+        "type": "object",
+        "additionalProperties": False,
+        "default": {"firstName": "A", "age": 3},
+    }
+    assert made.schema == closed([], x=model)
+    assert made.decode('{"x": {"firstName": "B"}}') == {"x": Aliased(firstName="B")}
+    assert refused(made, '{"x": {"first_name": "B"}}') == "`x`: unknown field `first_name`; allowed: `firstName`, `age`"
 
 
 def test_models_and_classes_of_one_name_stay_apart() -> None:

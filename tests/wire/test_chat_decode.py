@@ -44,6 +44,8 @@ def decode(*chunks: bytes) -> tuple[list[Delta], Reply]:
     decoder = ChatDecoder(ModelRequest(messages=(), run_id="run", turn=3, attempt=2))
     deltas = [delta for chunk in chunks for delta in decoder.feed(chunk)]
     deltas += decoder.close()
+    if decoder.error:
+        raise decoder.error
     return deltas, decoder.reply
 
 
@@ -121,8 +123,24 @@ class TestTerminalProof:
     def test_a_ping_without_data_is_nothing(self) -> None:
         assert decode(b"event: ping\ndata\n\n" + text("a") + STOP)[1].message.text == "a"
 
-    def test_the_first_reason_counts(self) -> None:
-        assert decode(frame(finish="length") + STOP)[1].finish == "length"
+    def test_a_later_reason_corrects_an_earlier_one(self) -> None:
+        assert decode(STOP + frame(finish="length"))[1].finish == "length"
+
+    @pytest.mark.parametrize(
+        "more", [text("b"), frame({"reasoning": "b"}), frame({"tool_calls": [{"id": "x", "function": {"name": "f"}}]})]
+    )
+    def test_an_answer_that_goes_on_after_its_reason_needs_a_proper_end(self, more: bytes) -> None:
+        """LiteLLM was captured sending text after the reason; a server that says `stop` on every chunk proves nothing by it."""
+        body = text("a") + STOP + more
+        for chunks in ([body], [body[i : i + 1] for i in range(len(body))]):
+            decoder = ChatDecoder(ModelRequest(messages=()))
+            for chunk in chunks:
+                decoder.feed(chunk)
+            assert not decoder.finished
+            decoder.close(clean=False)
+            assert isinstance(decoder.error, StreamTruncated)
+        assert decode(body)[1].finish in ("end", "tool_use")
+        assert decode(body + DONE)[1].finish in ("end", "tool_use")
 
 
 class TestReasoning:
@@ -153,6 +171,77 @@ class TestReasoning:
     def test_content_parts(self) -> None:
         parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
         assert decode(frame({"content": parts}) + STOP)[1].message.content == (Thinking("hm"), Text("a"))
+
+
+class TestOddShapes:
+    """Found by looking for ways to lose or invent something."""
+
+    CALL = {"name": "pay", "arguments": '{"n":1}'}  # noqa: RUF012
+
+    def test_the_old_form_of_a_call_beside_the_new_one_is_the_same_call(self) -> None:
+        """llama-cpp-python sends both."""
+        both = {"function_call": self.CALL, "tool_calls": [{"index": 0, "id": "c", "function": self.CALL}]}
+        assert [c.arguments for c in decode(frame(both, finish="stop"))[1].message.calls] == ['{"n":1}']
+
+    def test_the_old_form_alone_beside_text(self) -> None:
+        reply = decode(frame({"content": "Let me", "function_call": self.CALL}) + frame(finish="function_call"))[1]
+        assert (reply.message.text, len(reply.message.calls), reply.finish) == ("Let me", 1, "tool_use")
+
+    def test_a_refusal_beside_text(self) -> None:
+        assert decode(frame({"content": "x", "refusal": "I cannot"}) + STOP)[1].finish == "refused"
+
+    @pytest.mark.parametrize("again", [{"name": "pay"}, {"name": "pay", "arguments": ""}, CALL])
+    def test_a_header_that_comes_again_is_no_new_call(self, again: Any) -> None:
+        first = frame({"tool_calls": [{"index": 0, "id": "x", "function": self.CALL}]})
+        reply = decode(first + frame({"tool_calls": [{"index": 0, "id": "x", "function": again}]}) + STOP)[1]
+        assert [c.arguments for c in reply.message.calls] == ['{"n":1}']
+
+    def test_arguments_as_an_object_keep_their_characters(self) -> None:
+        body = b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":{"p" :"/a","p":"/b"}}}]},"finish_reason":"stop"}]}\n\n'
+        assert decode(body)[1].message.calls[0].arguments == '{"p" :"/a","p":"/b"}'
+
+    @pytest.mark.parametrize("error", ["", {}, False, 0, [], None])
+    def test_an_empty_error_is_none(self, error: Any) -> None:
+        assert decode(frame({"content": "a"}, error=error) + STOP)[1].message.text == "a"
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            b'data: {"choices":[null]}\n\n',
+            b'data: {"choices":[{"delta":""}]}\n\n',
+            b'data: {"choices":[],"logprob":NaN}\n\n',
+            frame({"tool_calls": []}),
+            frame({"tool_calls": [{}]}),
+        ],
+    )
+    def test_trifles_are_passed_over(self, odd: bytes) -> None:
+        reply = decode(odd + text("a") + odd + STOP + b"data: [DONE] \n\n")[1]
+        assert (reply.message.text, reply.finish, reply.message.calls) == ("a", "end", ())
+
+    def test_bytes_that_are_no_utf8_become_the_replacement_character(self) -> None:
+        body = b'data: {"choices":[{"delta":{"content":"caf\xe9 ok"}}]}\n\n'
+        assert decode(body + STOP)[1].message.text == "caf\ufffd ok"
+
+    def test_half_a_surrogate_pair_does_not_end_the_stream(self) -> None:
+        body = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
+        decode(body + STOP)[1].message.text.encode()
+
+    def test_text_in_a_list_and_an_index_as_text(self) -> None:
+        body = b'data: {"choices":[{"index":"0","delta":{"content":["hi"]}}]}\n\n'
+        assert decode(body + STOP)[1].message.text == "hi"
+
+    def test_what_was_held_back_is_shown_before_the_error(self) -> None:
+        decoder = ChatDecoder(ModelRequest(messages=()))
+        deltas = decoder.feed(text("Hel") + text("lo")[:-2]) + decoder.close()
+        assert shown(deltas) == "Hello" == decoder.reply.message.text
+        assert isinstance(decoder.error, StreamTruncated)
+
+    def test_a_stream_without_end_is_bounded(self) -> None:
+        decoder = ChatDecoder(ModelRequest(messages=()))
+        comments = b": " + b"x" * 2**20 + b"\n"
+        for _ in range(70):
+            decoder.feed(comments)
+        assert isinstance(decoder.error, BadStream)
 
 
 class TestUsage:
@@ -219,9 +308,7 @@ class TestNotAStream:
         piece = b"{" + b" " * 2**20
         for _ in range(MAX_BODY_BYTES // 2**20 + 1):
             decoder.feed(piece)
-        assert decoder.done
-        with pytest.raises(BadStream):
-            decoder.close()
+        assert decoder.done and isinstance(decoder.error, BadStream)
 
 
 class TestErrorObjects:
@@ -243,9 +330,7 @@ class TestErrorObjects:
         deltas = decoder.feed(text("a") + line + b"\n\n" + text("b") + STOP)
         assert shown(deltas) == "a"
         assert decoder.done and not decoder.finished
-        with pytest.raises(error) as caught:
-            decoder.close()
-        assert type(caught.value) is error
+        assert type(decoder.error) is error
 
     def test_the_servers_words_stay_out_of_the_error_text(self) -> None:
         with pytest.raises(ServerError) as caught:
@@ -274,12 +359,10 @@ def test_any_bytes_give_a_reply_or_a_documented_error_wherever_they_are_cut(body
         deltas: list[Delta] = []
         for chunk in chunks:
             deltas += decoder.feed(chunk)
-        try:
-            deltas += decoder.close()
-        except ModelError as error:
-            outcomes.append((type(error), shown(deltas), decoder.reply.message))
-        else:
-            outcomes.append((decoder.reply, shown(deltas)))
+        deltas += decoder.close()
+        assert decoder.finished is (decoder.error is None)
+        assert shown(deltas) == decoder.reply.message.text
+        outcomes.append((type(decoder.error), decoder.reply, shown(deltas)))
     assert outcomes[0] == outcomes[1]
 
 

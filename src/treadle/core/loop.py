@@ -7,6 +7,7 @@ any journal. Every way out of `drive` has committed exactly one ending.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,6 +19,7 @@ from treadle.errors import ModelError, TreadleError
 from treadle.policy import guard
 from treadle.policy.meter import Meter
 from treadle.policy.recovery import check_fits, decide
+from treadle.store.append import GRACE_S, append
 from treadle.values.events import Ended, ErrorRecord, Event, Fact, Failed, ToolFinished, ToolStarted
 from treadle.values.messages import AssistantMessage, ToolCall, ToolMessage, joined
 from treadle.values.ports import Connection, Job, PreparedCall, ReplyStream
@@ -69,7 +71,7 @@ class Loop:
         except asyncio.CancelledError:
             await self._end(Ended(stop_reason="cancelled", partial=self._partial()))
             raise
-        except Exception as error:
+        except BaseException as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 await self._end(Ended(stop_reason="deadline", partial=self._partial()))
                 return
@@ -84,8 +86,7 @@ class Loop:
             self._accept(fact)
             return
         async with self._order:
-            await self._plan.journal.append(self.state.run_id, fact)
-            self._accept(fact)
+            await append(self._plan.journal, self.state.run_id, fact, self._accept)
 
     def abandon(self) -> None:
         """End the run as cancelled at once, for a task that will not do it: nothing it does later is accepted."""
@@ -174,13 +175,13 @@ class Loop:
         await self.commit(ToolFinished(turn=turn, position=position, result=result, refused=refused))
 
     async def _end(self, ending: Ended | Failed) -> None:
-        """Commit an ending unless there is one. It is shown even where the journal cannot take it."""
+        """Commit an ending unless there is one. It is shown even where the journal cannot take it, or not in time."""
         if self.state.ended:
             return
-        try:
-            await self.commit(ending)
-        except Exception:  # the first error is the one to tell; a full disk would fail here again
-            self._accept(ending)
+        with contextlib.suppress(Exception):  # the first error is the one to tell; a full disk would fail here again
+            async with asyncio.timeout(GRACE_S):
+                await self.commit(ending)
+        self._accept(ending)
 
     def _shown(self) -> AssistantMessage | None:
         """What was shown of the turn under way, an earlier attempt that this one extends included."""

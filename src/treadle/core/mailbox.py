@@ -6,7 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from treadle.values.events import Event, TextDelta, ThinkingDelta
+from msgspec.structs import replace
+
+from treadle.errors import UsageError
+from treadle.values.events import Event, TextDelta, ThinkingDelta, ToolCallDelta
 
 __all__ = ["Mailbox"]
 
@@ -25,31 +28,37 @@ class Mailbox:
             self._waiter.set_result(None)
 
     async def get(self) -> Event:
-        """The next event; waits for one if there is none."""
+        """The next event; waits for one if there is none.
+
+        Raises:
+            UsageError: Somebody else is waiting already.
+        """
         events = self._events
         while not events:
+            if self._waiter is not None:
+                raise UsageError("two tasks read one run", hint="A run has one reader: start another run, or share its events.")
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         event = events.popleft()
-        if events and type(event) in (TextDelta, ThinkingDelta) and _alike(event, events[0]):
+        if events and _alike(event, events[0]):
             return self._merged(event)
         return event
 
     def _merged(self, first: Event) -> Event:
-        assert isinstance(first, TextDelta | ThinkingDelta)
-        texts = [first.text]
+        following = [first]
         while self._events and _alike(first, self._events[0]):
-            following = self._events.popleft()
-            assert isinstance(following, TextDelta | ThinkingDelta)
-            texts.append(following.text)
-        return type(first)(turn=first.turn, attempt=first.attempt, text="".join(texts))
+            following.append(self._events.popleft())
+        field = "arguments" if isinstance(first, ToolCallDelta) else "text"
+        return replace(first, **{field: "".join(getattr(each, field) for each in following)})
 
 
 def _alike(a: Event, b: Event) -> bool:
-    return (
-        type(a) is type(b)
-        and isinstance(a, TextDelta | ThinkingDelta)
-        and isinstance(b, TextDelta | ThinkingDelta)
-        and a.turn == b.turn
-        and a.attempt == b.attempt
-    )
+    """They are pieces of one text."""
+    if type(a) is not type(b) or not isinstance(a, TextDelta | ThinkingDelta | ToolCallDelta):
+        return False
+    assert isinstance(b, TextDelta | ThinkingDelta | ToolCallDelta)
+    same = (a.turn, a.attempt) == (b.turn, b.attempt)
+    return same and (not isinstance(a, ToolCallDelta) or (isinstance(b, ToolCallDelta) and a.position == b.position))

@@ -30,7 +30,7 @@ class Run:
 
     The last event is `Ended` or `Failed`; after `Failed` the iterator raises the error. Leaving the block early closes
     the server's connection and cancels the tools within 100 ms, and `result.stop_reason` is then `cancelled`. A run that
-    is dropped without leaving its block is cancelled when it is collected.
+    is dropped without leaving its block is cancelled when it is collected. A run has one reader.
     """
 
     def __init__(self, start: Callable[[Callable[[Sequence[Event]], None]], Loop]) -> None:
@@ -53,9 +53,15 @@ class Run:
         return RunResult.of(self._loop.state)
 
     async def cancel(self) -> None:
-        """End the run now, with the stop reason `cancelled`. Returns when it has ended, at most a second later."""
+        """End the run now, with the stop reason `cancelled`. Returns when it has ended, at most about a second later.
+
+        A tool that ignores its cancellation is left behind and cannot write to the run any more.
+        """
         if self._task is None:
             self._over = True
+            if self._loop is None:
+                self._loop = self._start(self._mailbox.put)
+                self._loop.abandon()
         elif not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=GRACE_S)
@@ -92,7 +98,7 @@ class Run:
         return event
 
     def _begin(self) -> None:
-        if self._task is not None:
+        if self._task is not None or self._over:
             return
         self._loop = self._start(self._mailbox.put)
         self._task = asyncio.get_running_loop().create_task(self._loop.drive())
@@ -108,7 +114,6 @@ def _cancel_task(task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> N
 
 def _settle(loop: Loop, task: asyncio.Task[None]) -> None:
     """A task that was cancelled before its first step committed no ending; its error was shown as `Failed`."""
-    if task.cancelled():
-        loop.abandon()
-    else:
+    loop.abandon()
+    if not task.cancelled():
         task.exception()

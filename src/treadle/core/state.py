@@ -52,6 +52,8 @@ def apply(state: State, fact: Fact) -> State:
                 closed=(*state.closed, fact.message) if fact.message.content else state.closed,
                 open_calls=calls,
                 turn=fact.turn,
+                text=fact.message.text,
+                called=bool(fact.message.calls),
                 finish=fact.finish,
                 usage=fact.usage if state.usage is None else state.usage + fact.usage,
                 cut=fact.cut,

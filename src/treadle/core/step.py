@@ -58,14 +58,10 @@ def next_step(state: State, limits: Limits) -> Step | None:
             return Ended(stop_reason="refused")
         case "length":
             return Ended(stop_reason="output_limit")
-        case "unknown" if not _answers_calls(state):
+        case "unknown" if not state.called:
             return Ended(stop_reason="end")
         case _:  # nothing yet, tools have answered, a pause, or calls that were not run and the model should know
             pass
     if state.turn >= limits.max_turns:
         return Ended(stop_reason="max_turns")
     return CallModel(state.turn + 1, state.shown_as or state.attempt + 1, state.driver, state.wait_s)
-
-
-def _answers_calls(state: State) -> bool:
-    return bool(state.closed) and state.closed[-1].__struct_config__.tag == "tool"

@@ -13,7 +13,9 @@ import functools
 import io
 import ipaddress
 import os
+import socket
 import ssl
+import struct
 import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +31,6 @@ from treadle.errors import (
     ModelError,
     ModelNotFound,
     ModelTimeout,
-    StreamTruncated,
     UsageError,
 )
 from treadle.values.events import Delta
@@ -49,6 +50,7 @@ _END_OF_STREAM_S = 0.1  # after the end mark: how long to wait for the end of th
 _CLOSES_UNASKED = {"llama.cpp"}
 """`Server` headers of servers that promise `Keep-Alive` and close after every stream all the same (captured; llama.cpp of
 2026-10): a request sent at once on such a connection is lost. Theirs is closed from our side after each reply."""
+_MOMENT_S = 0.01
 _LARGE_BODY = 2**20  # above this the client wants a file-like body, and sends it in pieces
 _ERROR_BODY_BYTES = 65_536
 _BODY_S = 5.0
@@ -107,8 +109,9 @@ class HttpDriver:
     async def connect(self) -> AsyncGenerator[HttpConnection]:
         """A connection pool for one run, opened by its first request."""
         async with AsyncExitStack() as stack:
-            client = self._client or await stack.enter_async_context(_session())
-            yield HttpConnection(self, client)
+            sockets: list[socket.socket] = []
+            client = self._client or await stack.enter_async_context(_session(sockets))
+            yield HttpConnection(self, client, sockets)
 
     async def info(self) -> ModelInfo:
         """What the server says of the model; only the name if nobody knows how to ask it."""
@@ -133,16 +136,20 @@ class HttpDriver:
             "User-Agent": _USER_AGENT,
             **self._headers,
         }
-        key = self._api_key() if callable(self._api_key) else self._api_key
-        if key:
+        if key := usable_key(self._api_key):
             headers["Authorization"] = f"Bearer {key}"
-        return headers | request.options.extra_headers
+        headers |= request.options.extra_headers
+        for name, value in headers.items():
+            if not (value.isascii() and value.isprintable()):
+                raise UsageError(f"the header {name} holds a character that HTTP cannot carry", hint="Use printable ASCII.")
+        return headers
 
 
 class HttpConnection:
     """One run's way to a server."""
 
-    def __init__(self, driver: HttpDriver, client: aiohttp.ClientSession) -> None:
+    def __init__(self, driver: HttpDriver, client: aiohttp.ClientSession, sockets: list[socket.socket]) -> None:
+        self._sockets = sockets
         self.address = driver.base_url
         self._driver = driver
         self._client = client
@@ -158,12 +165,22 @@ class HttpConnection:
     def decoder(self, request: ModelRequest) -> Decoder:
         return self._driver.codec.decoder(request)
 
+    def abort(self) -> None:
+        """Cut off a request that has no response yet, without sending the rest of it. Knows our own session's sockets only."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.shutdown(socket.SHUT_RDWR)
+        self._sockets.clear()
+
     async def post(self, request: ModelRequest, body: bytes) -> aiohttp.ClientResponse:
+        self._sockets[:] = [each for each in self._sockets if each.fileno() >= 0]
         return await self._client.post(
             self._url,
             data=io.BytesIO(body) if len(body) > _LARGE_BODY else body,
             headers=self._driver.headers(request),
             allow_redirects=False,
+            raise_for_status=False,
             proxy=proxy_for(self._url),
             ssl=ssl_context() if self._url.startswith("https:") else True,
             timeout=_client_timeout(request.timeouts.connect_s),
@@ -176,6 +193,9 @@ class HttpConnection:
 
     async def explained(self, error: ModelError) -> ModelError:
         return await self._driver.explained(error)
+
+    def is_closed(self) -> bool:
+        return self._client.closed
 
 
 class _DeadlinePassed(Exception):
@@ -194,7 +214,9 @@ class HttpReply:
         self._first_token_s = 0.0
         self._deadline = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
+        self._bytes_read = 0
         self._progress = 0
+        self._draining = False
         self._over = False
 
     @property
@@ -212,14 +234,17 @@ class HttpReply:
                 self._response = await self._connection.post(self._request, body)
                 if self._response.status != 200:
                     raise await self._connection.error(self._response)
-                line = self._response.connection
-                if line is not None and line.protocol is not None and self._response.headers.get("Server") in _CLOSES_UNASKED:
-                    line.protocol.force_close()
         except BaseException as error:
             self._close()
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise self._timed_out() from None
             await self._translate(error)
+        line = self._response.connection
+        if line is not None and line.protocol is not None:
+            if self._response.headers.get("Server") in _CLOSES_UNASKED:
+                line.protocol.force_close()
+            if line.protocol.closed is not None:
+                line.protocol.closed.add_done_callback(self._lost)
         self._expect_within(self._deadline - asyncio.get_running_loop().time())
         return self
 
@@ -230,31 +255,37 @@ class HttpReply:
         return self
 
     async def __anext__(self) -> Sequence[Delta]:
+        decoder = self._decoder
+        if decoder.error is not None:
+            raise decoder.error
         if self._over:
             raise StopAsyncIteration
-        decoder = self._decoder
-        if decoder.done and not decoder.finished:
-            decoder.close()  # raises what the server sent instead of an answer
+        clean = True
         try:
             data = await self._read()
         except _DeadlinePassed:
             if not decoder.finished:
                 raise self._timed_out() from None
             data = b""  # the reply is whole; only usage or the end of the body did not come
-        except (aiohttp.ClientError, OSError) as error:
-            if not decoder.finished:
-                raise self._broken(error) from error
-            data = b""
+        except (aiohttp.ClientError, OSError):
+            data, clean = b"", False
         if not data:
             self._over = True
-            return decoder.close()
+            return decoder.close(clean=clean)
         deltas = decoder.feed(data)
-        if decoder.done and decoder.finished:
-            self._expect_within(_END_OF_STREAM_S)
+        if decoder.done:
+            if not self._draining:
+                self._draining = True
+                self._expect_within(_END_OF_STREAM_S)
         elif decoder.progress != self._progress:
             self._progress = decoder.progress
-            self._expect_within(self._timeouts.after_finish_s if decoder.finished else self._timeouts.silence_s)
+            self._expect_within(self._patience_s())
         return deltas
+
+    def _patience_s(self) -> float:
+        if self._decoder.finished:
+            return self._timeouts.after_finish_s
+        return self._timeouts.silence_s if self._decoder.began else self._first_token_s
 
     async def _read(self) -> bytes:
         """What one read brings; nothing at the end of the body.
@@ -264,11 +295,11 @@ class HttpReply:
         """
         assert self._response is not None
         content = self._response.content
-        if data := content.read_nowait():
-            return data
-        if content.at_eof():
-            return b""
-        return await content.readany()
+        data = content.read_nowait()
+        if not data and not content.at_eof():
+            data = await content.readany()
+        self._bytes_read += len(data)
+        return data
 
     def _expect_within(self, seconds: float) -> None:
         """Move the deadline. Called for every token, so a timer that is early is left to find out by itself."""
@@ -281,31 +312,45 @@ class HttpReply:
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
+        response = self._response
+        assert response is not None
         if loop.time() < self._deadline:
             self._watchdog = loop.call_at(self._deadline, self._watch)
-        elif self._response is not None:
+        elif response.content.total_bytes > self._bytes_read:
+            # Bytes are here and our reader has not had its turn, because something blocked the loop: no silence of theirs.
+            self._watchdog = loop.call_later(_MOMENT_S, self._watch)
+        else:
             self._watchdog = None
-            self._response.content.set_exception(_DeadlinePassed())
+            response.content.set_exception(_DeadlinePassed())
 
     def _stop_watching(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def _timed_out(self) -> ModelTimeout:
-        phase: Literal["silence", "first_token"] = "silence" if self._progress else "first_token"
-        limit_s = self._timeouts.silence_s if self._progress else self._first_token_s
-        return ModelTimeout(phase, round(limit_s, 1), address=self._connection.address)
+    def _lost(self, closed: asyncio.Future[None]) -> None:
+        """The connection is gone. The client says so by itself, except after broken chunk framing."""
+        if not closed.cancelled():
+            closed.exception()
+        content = self._response.content if self._response is not None else None
+        if content is not None and not self._over and not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("connection lost"))
 
-    def _broken(self, error: Exception) -> ModelError:
-        began = "after its text began" if self._progress else "before its first token"
-        return StreamTruncated(f"the connection to {self._connection.address} broke {began} ({type(error).__name__})")
+    def _timed_out(self) -> ModelTimeout:
+        phase: Literal["silence", "first_token"] = "silence" if self._decoder.began else "first_token"
+        limit_s = self._timeouts.silence_s if self._decoder.began else self._first_token_s
+        return ModelTimeout(phase, round(limit_s, 1), address=self._connection.address)
 
     def _close(self) -> None:
         """Close the connection, unless the body was read to its end: then it went back to the pool by itself."""
         self._stop_watching()
-        if self._response is not None:
-            self._response.close()
+        response = self._response
+        if response is None:
+            self._connection.abort()
+        elif response.connection is not None:
+            if response.connection.transport is not None:
+                response.connection.transport.abort()  # `close` would first send what is left of the request
+            response.close()
 
     async def _translate(self, error: BaseException) -> NoReturn:
         """Raise what the client raised as one of our errors."""
@@ -328,18 +373,20 @@ class HttpReply:
             case aiohttp.ClientConnectorError():
                 reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no connection"
                 raise await self._connection.explained(ConnectFailed(f"nothing answers at {address}: {reason}")) from error
-            case aiohttp.ClientResponseError():
+            case aiohttp.ClientResponseError():  # its text holds what the server said, its repr our headers
                 bad = BadStream(f"what answers at {address} does not speak HTTP as a model server does")
-                raise await self._connection.explained(bad) from error
+                raise await self._connection.explained(bad) from None
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
                 raise UsageError(
                     f"{address} is not an HTTP address", hint="Use http://host:port/v1 or https://host/v1."
-                ) from error
+                ) from None
             case aiohttp.ClientError() | OSError():
                 raise ConnectFailed(
                     f"{address} closed the connection without an answer ({type(error).__name__})",
                     hint="The server may have crashed on this request: look at its log.",
-                ) from error
+                ) from None
+            case RuntimeError() if self._connection.is_closed():
+                raise UsageError("the client session was closed", hint="Keep your session open while runs use it.") from None
             case _:
                 raise error
 
@@ -360,7 +407,7 @@ async def get_json(
         TimeoutError: It took longer than `timeout_s`.
     """
     sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
-    if key := api_key() if callable(api_key) else api_key:
+    if key := usable_key(api_key):
         sent["Authorization"] = f"Bearer {key}"
     async with asyncio.timeout(timeout_s), _session() as client:
         try:
@@ -391,15 +438,38 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     return body
 
 
+def usable_key(api_key: ApiKey) -> str | None:
+    """The key, without the line end that a file or a shell leaves behind it.
+
+    Raises:
+        UsageError: It holds a character that no header can carry. The key is not shown.
+    """
+    key = api_key() if callable(api_key) else api_key
+    if key is None:
+        return None
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "the API key holds a character that HTTP cannot carry", hint="Was it copied or read whole? Keys are printable ASCII."
+        )
+    return key
+
+
 def check_url(url: str) -> str:
     """The address without a slash at its end.
 
     Raises:
-        UsageError: It is not an http or https address with a host.
+        UsageError: It is not an http or https address with a host, or it holds a user, a password or a query, which
+            are not shown.
     """
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        if valid and ("@" in parts.netloc or parts.query or parts.fragment):
+            raise UsageError(
+                f"the address of {parts.hostname} holds a user, a password, a query or a fragment",
+                hint="Pass keys as api_key= or headers=, and nothing but the path in the address.",
+            )
     except ValueError:
         valid = False
     if not valid:
@@ -460,9 +530,17 @@ def _client_timeout(connect_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(sockets: list[socket.socket] | None = None) -> aiohttp.ClientSession:
+    """A session of our own. Its sockets are put into the list, so that one can be cut off before it has a response."""
+
+    def open_socket(address: Any) -> socket.socket:
+        made = socket.socket(*address[:3])  # as getaddrinfo gives it
+        if sockets is not None:
+            sockets.append(made)
+        return made
+
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(keepalive_timeout=_KEEPALIVE_S),
+        connector=aiohttp.TCPConnector(keepalive_timeout=_KEEPALIVE_S, socket_factory=open_socket),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=_client_timeout(10.0),
     )

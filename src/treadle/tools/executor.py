@@ -14,9 +14,12 @@ from treadle.values.limits import Limits
 from treadle.values.messages import ToolCall, ToolMessage
 from treadle.values.ports import Concurrency
 
-__all__ = ["Executor", "shortened"]
+__all__ = ["Executor", "left_behind", "shortened"]
 
-_GRACE_S = 1.0  # for a tool that cleans up when it is cancelled; after that it is left behind
+_GRACE_S = 0.5  # for a tool that cleans up when it is cancelled; after that it is left behind
+
+_left_behind: set[asyncio.Future[object]] = set()
+"""Async tools that ignored their cancellation. They cannot write to a run any more; kept here so that they can be listed."""
 
 
 class Executor:
@@ -48,11 +51,12 @@ class Executor:
         if len(jobs) == 1:
             await jobs[0][1]()
             return
+        most = max(1, self._limits.parallel_tools)
         waiting = list(jobs)
         running: dict[asyncio.Future[None], Concurrency] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < self._limits.parallel_tools:
+                while waiting and len(running) < most:
                     concurrency, job = waiting[0]
                     if running and (concurrency != "read_only" or any(c != "read_only" for c in running.values())):
                         break
@@ -80,38 +84,74 @@ class Execution:
         self._timeout_s = tool.timeout_s if tool.timeout_s is not None else limits.tool_timeout_s
 
     async def run(self) -> ToolMessage:
-        """The result. Raises only when cancelled from outside."""
+        """The result. Raises only when cancelled from outside.
+
+        The tool runs in a task of its own, so that one that ignores its cancellation can be left behind.
+        """
         call = self._call
-        deadline = asyncio.timeout(self._timeout_s)
+        task = asyncio.ensure_future(self._bound.run())
         try:
-            async with deadline:
-                value = await self._bound.run()
-        except TimeoutError as error:
-            if deadline.expired():
-                return _error(call, f"timed out after {self._timeout_s:g} s. It may have taken effect.")
-            return self._failed(error)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return self._failed(error)  # the tool's own business, not ours
-        except (Exception, SystemExit) as error:
+            done, _ = await asyncio.wait([task], timeout=self._timeout_s)
+        except asyncio.CancelledError:
+            await _stop(task)
+            raise
+        if not done:
+            await _stop(task)
+            return _error(call, f"timed out after {self._timeout_s:g} s. It may have taken effect.")
+        try:
+            value = task.result()
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # SystemExit, and a CancelledError of the tool's own, are results too
             return self._failed(error)
         try:
             text = _text(value)
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        except Exception as error:
             kind = type(value).__name__
-            return _error(call, f"the tool ran, but its result (a {kind}) cannot be written as JSON: {error}")
+            return _error(call, f"the tool ran, but its result (a {kind}) cannot be written as JSON: {_words(error)}")
         return self._message(text)
 
     def _failed(self, error: BaseException) -> ToolMessage:
-        said = error.message if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
+        said = error.message if isinstance(error, ToolError) else f"{type(error).__name__}: {_words(error)}"
         return self._message(said, is_error=True)
 
     def _message(self, text: str, *, is_error: bool = False) -> ToolMessage:
+        if not text.isascii():
+            text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair, as file names may hold
         kept = text[: self._limits.tool_result_kept_chars]
         content = shortened(text, self._limits.tool_result_chars)
         return ToolMessage(self._call.id, self._call.name, content, is_error=is_error, full=kept if content is not text else None)
+
+
+def left_behind() -> tuple[str, ...]:
+    """Names of async tools that ignored their cancellation and still run."""
+    return tuple(
+        sorted(getattr(task.get_coro(), "__qualname__", "tool") for task in _left_behind if isinstance(task, asyncio.Task))
+    )
+
+
+async def _stop(task: asyncio.Future[object]) -> None:
+    """Cancel a tool; after the grace, leave it behind."""
+    task.cancel()
+    try:
+        await asyncio.wait([task], timeout=_GRACE_S)
+    finally:
+        if not task.done():
+            _left_behind.add(task)
+        task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Future[object]) -> None:
+    _left_behind.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody waits for it
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be read)"
 
 
 def shortened(text: str, max_chars: int) -> str:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from typing import Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
-from treadle.errors import TreadleError
+from treadle.errors import TreadleError, UsageError
 from treadle.values.messages import AssistantMessage, Message, ToolMessage, UserMessage
 from treadle.values.request import Finish
 from treadle.values.usage import Usage
@@ -39,6 +40,8 @@ __all__ = [
     "ToolCallDelta",
     "ToolFinished",
     "ToolStarted",
+    "event_from_json",
+    "event_to_json",
 ]
 
 SCHEMA_VERSION = 1
@@ -122,7 +125,7 @@ class ErrorRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Tru
     hint: str
 
     @classmethod
-    def of(cls, error: Exception) -> ErrorRecord:
+    def of(cls, error: BaseException) -> ErrorRecord:
         if isinstance(error, TreadleError):
             return cls(kind=type(error).__name__, message=error.message, hint=error.hint)
         # Its text may hold anything, a prompt or a key included; the exception itself is raised to the caller.
@@ -248,3 +251,37 @@ class Failed(Fact, frozen=True, kw_only=True, gc=False):
 
 
 Event: TypeAlias = Fact | Delta
+
+_ANY = (
+    Asked
+    | Repaired
+    | Replied
+    | Prompted
+    | Retried
+    | Discarded
+    | ToolStarted
+    | ToolFinished
+    | Ended
+    | Failed
+    | TextDelta
+    | ThinkingDelta
+    | ToolCallDelta
+)
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(_ANY)
+
+
+def event_to_json(event: Event) -> bytes:
+    """The event as one JSON object, without a line end."""
+    return msgspec.json.encode(event)
+
+
+def event_from_json(line: bytes | str) -> Event:
+    """The event that `event_to_json`, a journal or `treadle run --json` wrote.
+
+    Raises:
+        UsageError: It is none that this version knows.
+    """
+    try:
+        return _decoder.decode(line)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"not an event: {error}", hint="Was it written by a newer version of treadle?") from None

@@ -44,6 +44,13 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra_body: dict[str, Any] = {}
     extra_headers: dict[str, str] = {}
 
+    def __repr__(self) -> str:
+        """Headers may carry secrets: their names are shown, their values are not."""
+        shown = {f: v for f in self.__struct_fields__ if (v := getattr(self, f)) and f != "extra_headers"}
+        if self.extra_headers:
+            shown["extra_headers"] = dict.fromkeys(self.extra_headers, "***")
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
     """One model turn to be made.

@@ -44,7 +44,7 @@ class State(Struct, frozen=True, kw_only=True):
         closed: The conversation up to the last turn whose calls all have results.
         open_calls: Calls of the last assistant message of `closed`, until the last of them has its result.
         turn: Model turns finished.
-        finish: Why the last turn stopped.
+        text, called, finish: The last turn's text, whether it had calls, and why it stopped.
         cut: The bound at which we cut it.
         prompted: The run has asked for the answer after a reasoning cut; it does so once.
         attempt: Attempts at the turn under way that failed; `attempts_on_driver` those on the present model.
@@ -62,6 +62,8 @@ class State(Struct, frozen=True, kw_only=True):
     closed: tuple[Message, ...]
     open_calls: tuple[OpenCall, ...] = ()
     turn: int = 0
+    text: str = ""
+    called: bool = False
     finish: Finish | None = None
     usage: Usage | None = None
     cut: StopReason | None = None
@@ -92,12 +94,6 @@ class State(Struct, frozen=True, kw_only=True):
         if self.partial is not None and self.partial.text:
             return (*messages, self.partial)
         return messages
-
-    @property
-    def last_turn(self) -> AssistantMessage | None:
-        """The last message of the model in this run, whole or not."""
-        last = next((m for m in reversed(self.closed) if isinstance(m, AssistantMessage)), None)
-        return self.partial or (last if self.turn else None)
 
 
 def _result(open_call: OpenCall) -> ToolMessage:
@@ -138,9 +134,8 @@ class RunResult(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, state: State) -> RunResult:
         """The result that a state amounts to."""
-        last = state.last_turn
         return cls(
-            text=last.text if last is not None else "",
+            text=state.partial.text if state.partial is not None else state.text,
             stop_reason=state.stop_reason,
             error=state.error,
             usage=state.usage or Usage(),

@@ -6,6 +6,8 @@ decoder, because some servers send JSON where a stream was asked for.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +36,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 class _Function(Struct, gc=False):
     name: Any = None
-    arguments: Any = None
+    arguments: msgspec.Raw = msgspec.Raw()  # text in JSON as a rule, an object from some; kept as it is written
 
 
 class _ToolCall(Struct, gc=False):
@@ -54,17 +56,18 @@ class _Delta(Struct, gc=False):
 
 class _Choice(Struct, gc=False):
     index: Any = None
-    delta: _Delta | None = None
+    delta: _Delta | str | None = None
     message: _Delta | None = None
     finish_reason: Any = None
     usage: Any = None
 
 
 class _Chunk(Struct, gc=False):
-    choices: list[_Choice] | None = None
+    choices: list[_Choice | None] | None = None
     usage: Any = None
     error: Any = None
     model: Any = None
+    prompt_progress: Any = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -73,33 +76,40 @@ _SSE_STARTS = b"deir:\r\n\xef"  # data, event/error, id, retry, comments, blank 
 
 
 class ChatDecoder:
-    """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O.
+    """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
-    Memory is bounded by the longest frame (16 MiB), a whole JSON body (64 MiB) and the reply itself.
+    - `StreamTruncated`: no finish reason arrived, or more of the answer followed it and then the stream broke off.
+      `[DONE]` alone is no reason.
+    - `BadStream`: what came is neither an event stream nor a completion.
+    - any `ModelError`: the server sent an error object.
 
-    Raises:
-        StreamTruncated: From `close`, as all of these, if no finish reason arrived. `[DONE]` alone is no reason.
-        BadStream: What came is neither an event stream nor a completion.
-        ModelError: The server sent an error object.
+    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
     """
 
     def __init__(self, request: ModelRequest) -> None:
         self.progress = 0
         self.finished = False
         self.done = False
+        self.error: ModelError | None = None
         self._fold = ReplyFold(
             turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
         )
         self._sse = SSEDecoder()
         self._body: list[bytes] | None = None  # pieces of a plain JSON answer
-        self._body_size = 0
-        self._error: ModelError | None = None
+        self._received = 0
         self._begun = False
         self._frames = 0
         self._finish_said: str | None = None
+        self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
+        self._called_tools = False
         self._refused = False
+        self._prompt_read = 0  # tokens of the prompt that the server has read, where it says so
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
+
+    @property
+    def began(self) -> bool:
+        return not self._fold.empty or self.finished
 
     def feed(self, data: bytes) -> list[Delta]:
         if self.done:
@@ -107,52 +117,25 @@ class ChatDecoder:
         try:
             self._feed(data)
         except ModelError as error:
-            self._error = error
-            self.done = True
+            self._fail(error)
         return self._fold.take()
 
-    def _feed(self, data: bytes) -> None:
-        if not self._begun:
-            self._begin(data)
-        if self._body is None:
-            for event, payload in self._sse.feed(data):
-                self._frame(event, payload)
-                if self.done:
-                    return
-            if self._sse.overflow:
-                raise BadStream(
-                    f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
-                )
-            return
-        self._body.append(data)
-        self._body_size += len(data)
-        if self._body_size > MAX_BODY_BYTES:
-            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
-
-    def close(self) -> list[Delta]:
-        if self._error is None and self._body is not None:
-            self._whole(b"".join(self._body))
-        elif not self.done:
-            for event, payload in self._sse.close():
-                try:
-                    self._frame(event, payload)
-                except BadStream:
-                    break  # the last frame was cut: the missing finish reason says so below
-        if self._error is not None:
-            raise self._error
+    def close(self, *, clean: bool = True) -> list[Delta]:
+        if not self.done:
+            try:
+                self._close(clean)
+            except ModelError as error:
+                self._fail(error)
         self._fold.flush()
-        deltas = self._fold.take()
-        if not self.finished:
-            if self._begun and not self._frames and self._body is None:
-                raise BadStream("the answer is not an event stream: it holds no event at all")
-            what = "after " + ("its text began" if not self._fold.empty else "nothing at all")
-            raise StreamTruncated(f"the stream ended {what}, without a finish reason")
-        if self._fold.empty and FINISH.get(self._finish_said or "") == "tool_use":
-            raise BadStream(
+        if self.error is None and not self.finished:
+            what = "after its text began" if not self._fold.empty else "after nothing at all"
+            self.error = StreamTruncated(f"the stream ended {what}, without a finish reason")
+        if self.error is None and self._fold.empty and FINISH.get(self._finish_said or "") == "tool_use":
+            self.error = BadStream(
                 "the server says that the model called tools, but sent no call",
                 hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
             )
-        return deltas
+        return self._fold.take()
 
     @property
     def reply(self) -> Reply:
@@ -165,8 +148,42 @@ class ChatDecoder:
                 finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
         return Reply(message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model)
 
+    def _fail(self, error: ModelError) -> None:
+        self.error = error
+        self.done = True
+        self.finished = False
+
+    def _feed(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > MAX_BODY_BYTES:
+            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
+        if not self._begun:
+            self._begin(data)
+        if self._body is not None:
+            self._body.append(data)
+            return
+        for event, payload in self._sse.feed(data):
+            self._frame(event, payload)
+            if self.done:
+                return
+        if self._sse.overflow:
+            raise BadStream(
+                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
+            )
+
+    def _close(self, clean: bool) -> None:
+        if self._body is not None:
+            self._whole(b"".join(self._body))
+        for event, payload in self._sse.close():
+            with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
+                self._frame(event, payload)
+        if self._begun and not self._frames:
+            raise BadStream("the answer is not an event stream: it holds no event at all")
+        if self._wavered and clean:
+            self.finished = self._finish_said is not None
+
     def _begin(self, data: bytes) -> None:
-        start = data.lstrip(b" \t\r\n")
+        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")
         if not start:
             return
         self._begun = True
@@ -179,41 +196,54 @@ class ChatDecoder:
 
     def _frame(self, event: str, payload: bytes) -> None:
         self._frames += 1
-        if payload == b"[DONE]":
+        if payload[:6] == b"[DONE]":
             self.done = True
+            self.finished = self._finish_said is not None
             return
         if not payload:
             return  # a ping
         try:
             chunk = _decode_chunk(payload)
-        except (msgspec.MsgspecError, RecursionError):
-            if event == "error":
-                raise error_from_object(_excerpt(payload)) from None
-            raise BadStream("a frame of the stream is not a chat completion chunk", server_said=_excerpt(payload)) from None
-        if chunk.error is not None or event == "error":
-            raise error_from_object(chunk.error if chunk.error is not None else _excerpt(payload))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            chunk = _decode_odd_chunk(payload)
+        if event == "error" or (chunk is not None and chunk.error):
+            raise error_from_object(chunk.error if chunk is not None and chunk.error else _excerpt(payload))
+        if chunk is None:
+            raise BadStream("a frame of the stream is not a chat completion chunk", server_said=_excerpt(payload))
         if chunk.usage:
             self._note_usage(chunk.usage)
+        if chunk.prompt_progress:
+            read = count(object_(chunk.prompt_progress).get("processed")) or 0
+            if read > self._prompt_read:
+                self._prompt_read = read
+                self.progress += 1
         if self._model is None and type(chunk.model) is str:
             self._model = chunk.model
         for choice in chunk.choices or ():
-            if choice.index:
+            if choice is None or (choice.index and choice.index != "0"):
                 continue  # n > 1 was never asked for
+            before = self.progress
             delta = choice.delta or choice.message
-            if delta is not None:
+            if type(delta) is _Delta:
                 # The hot path is one token of text.
-                if type(delta.content) is str and delta.content and delta.tool_calls is None:
+                content = delta.content
+                if type(content) is str and content and delta.tool_calls is None and delta.function_call is None:
                     if type(delta.reasoning_content) is str or type(delta.reasoning) is str:
                         self._thinking(delta)
-                    self._fold.content(delta.content)
+                    self._fold.content(content)
                     self.progress += 1
+                    if delta.refusal:
+                        self._refusal(delta.refusal)
                 else:
                     self._delta(delta)
             if choice.usage:
                 self._note_usage(choice.usage)
-            if choice.finish_reason and not self.finished:
+            if self._finish_said is not None and self.progress != before:
+                self._wavered = True
+                self.finished = False
+            if choice.finish_reason:
                 self._finish_said = str(choice.finish_reason)[:100]
-                self.finished = True
+                self.finished = not self._wavered
                 self.progress += 1
 
     def _delta(self, delta: _Delta) -> None:
@@ -224,17 +254,20 @@ class ChatDecoder:
                 self.progress += 1
         else:
             for part in array(delta.content):  # Mistral's content parts
-                self._part(object_(part))
-        if type(delta.refusal) is str and delta.refusal:
+                self._part({"text": part} if type(part) is str else object_(part))
+        self._refusal(delta.refusal)
+        for call in delta.tool_calls or ():
+            self._called_tools = True
+            self._call(call.index, call.id, call.function or _Function())
+        if delta.function_call is not None and not self._called_tools:  # llama-cpp-python sends both forms of one call
+            self._call(None, None, delta.function_call)
+
+    def _refusal(self, refusal: Any) -> None:
+        if type(refusal) is str and refusal:
             self._refused = True
             self._fold.flush()
-            self._fold.text(delta.refusal)
+            self._fold.text(refusal)
             self.progress += 1
-        for call in delta.tool_calls or ():
-            function = call.function or _Function()
-            self._call(call.index, call.id, function)
-        if delta.function_call is not None:
-            self._call(None, None, delta.function_call)
 
     def _thinking(self, delta: _Delta) -> None:
         # vLLM sends `reasoning`, llama.cpp `reasoning_content`; a gateway that sends both says the same thing twice.
@@ -254,26 +287,44 @@ class ChatDecoder:
                 self.progress += 1
 
     def _call(self, index: Any, id: Any, function: _Function) -> None:
-        arguments = function.arguments
-        if arguments is not None and type(arguments) is not str:
-            arguments = _encode(arguments).decode()
+        arguments = bytes(function.arguments).decode("utf-8", "replace")
+        if arguments[:1] == '"':
+            arguments = msgspec.json.decode(arguments, type=str)
+        elif arguments == "null":
+            arguments = ""
         name = string(function.name)
         if not (id or name or arguments):
             return
+        if type(index) is str and index.isdecimal():
+            index = int(index)
         self._fold.call(index, str(id) if id else "", name, arguments)
         self.progress += 1
 
     def _whole(self, body: bytes) -> None:
+        body = body.lstrip(b"\xef\xbb\xbf")
         try:
             msgspec.json.decode(body, type=msgspec.Raw)
         except msgspec.MsgspecError:
-            raise StreamTruncated("the answer is JSON that breaks off in the middle") from None
+            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         self._frame("", body)
         if not self.finished:
             raise BadStream("the server answered with JSON that is not a chat completion", server_said=_excerpt(body))
 
     def _note_usage(self, usage: Any) -> None:
         self._usage.update(object_(usage))
+
+
+def _decode_odd_chunk(payload: bytes) -> _Chunk | None:
+    """A chunk that is not quite JSON: bytes that are no UTF-8, half a surrogate pair, NaN in a field that nobody reads.
+
+    What cannot be read becomes U+FFFD, as the event-stream standard has it. None if it is no chunk at all.
+    """
+    try:
+        value = json.loads(payload.decode("utf-8", "replace"), parse_constant=lambda _: None)
+        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        return _decode_chunk(text.decode("utf-16", "replace"))
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return None
 
 
 def _excerpt(data: bytes) -> str:
@@ -325,9 +376,16 @@ class ChatEncoder:
         return b"".join((self._head(request), b',"messages":[', self._written, tail, b"]}"))
 
     def _add(self, item: dict[str, Any]) -> None:
+        try:
+            written = _encode(item)
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"a message of role {item['role']} holds half of a surrogate pair, which no JSON can carry",
+                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
+            ) from None
         if self._written:
             self._written += b","
-        self._written += _encode(item)
+        self._written += written
 
     def _head(self, request: ModelRequest) -> bytes:
         head: dict[str, Any] = {"model": self._model, "stream": True}

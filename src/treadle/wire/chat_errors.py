@@ -5,8 +5,10 @@ Every row has its source: a capture under tests/captures, or the wording that us
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
@@ -14,13 +16,16 @@ import msgspec
 from treadle.errors import (
     AuthenticationFailed,
     BadStream,
+    ContentRefused,
     ContextOverflow,
     InvalidRequest,
     ModelError,
     ModelNotFound,
     Overloaded,
+    QuotaExceeded,
     RateLimited,
     ServerError,
+    Unsupported,
 )
 from treadle.wire.untyped import object_, string
 
@@ -37,16 +42,28 @@ _OVERFLOW = re.compile(
 )
 _OVERFLOW_TYPES = {"exceed_context_size_error", "context_length_exceeded"}
 
+_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}  # OpenAI (documented)
+_REFUSED = {"content_policy_violation", "content_filter", "ResponsibleAIPolicyViolation"}  # OpenAI, Azure (documented)
+_UNSUPPORTED = re.compile(
+    r"image input is not supported"  # llama.cpp without a projector, HTTP 500 (seen)
+    r"|is not a multimodal model|At most 0 image"  # vLLM (captured: err-image), HTTP 400
+    r"|does not support (tools|thinking|images)",  # Ollama (reported), HTTP 400
+    re.IGNORECASE,
+)
+
 _STATUS: dict[int, type[ModelError]] = {
     400: InvalidRequest,
     401: AuthenticationFailed,
+    402: QuotaExceeded,
     403: AuthenticationFailed,
     404: ModelNotFound,
+    405: Unsupported,  # vLLM, LiteLLM (captured): another method or path
     408: ServerError,
     413: ContextOverflow,
     422: InvalidRequest,
     429: RateLimited,
     500: ServerError,
+    501: Unsupported,
     502: Overloaded,
     503: Overloaded,
     504: Overloaded,
@@ -99,8 +116,14 @@ def _classify(status: int, detail: Any, said: str) -> type[ModelError]:
     kinds = {string(fields.get("type")), string(fields.get("code"))}
     if kinds & _OVERFLOW_TYPES or fields.get("param") == "input_tokens":  # vLLM (captured)
         return ContextOverflow
+    if kinds & _QUOTA:
+        return QuotaExceeded
+    if kinds & _REFUSED:
+        return ContentRefused
     if "rate_limit_exceeded" in kinds:
         return RateLimited
+    if _UNSUPPORTED.search(said[:4000]):
+        return Unsupported
     if status < 500 and status != 429 and _OVERFLOW.search(said[:4000]):
         return ContextOverflow
     return _STATUS.get(status) or (ServerError if status >= 500 else InvalidRequest)
@@ -113,7 +136,20 @@ def _hint(error: type[ModelError], status: int) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from `retry-after-ms` (OpenAI) or Retry-After: seconds or a date (RFC 9110, 10.2.3).
+
+    A date is read against the response's own Date, so that clocks need not agree.
+    """
+    said = headers.get("Retry-After", "")
+    for text, unit_s in ((headers.get("Retry-After-Ms", ""), 0.001), (said, 1.0)):
+        try:
+            seconds = float(text) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     try:
-        return max(0.0, float(headers.get("Retry-After", "")))
-    except ValueError:
+        then, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("Date", ""))
+        return max(0.0, (then - now).total_seconds())
+    except (ValueError, TypeError):
         return None

@@ -21,30 +21,34 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Reads one reply: `feed` chunks cut anywhere, then `close` once at the end of the stream."""
+    """Reads one reply: `feed` chunks cut anywhere, then `close` once at the end of the stream. Neither raises."""
 
     progress: int
     """Grows whenever something that means anything arrived; keep-alive comments and empty deltas do not."""
 
     finished: bool
-    """The server has said why it stopped. What may still come is usage."""
+    """The server has said why it stopped, and has not gone on after that. What may still come is usage."""
 
     done: bool
     """Nothing more is to be read: the format's own end mark came, or an error did."""
 
-    def feed(self, data: bytes) -> list[Delta]:
-        """What these bytes brought, neighbouring pieces of one kind merged.
+    error: ModelError | None
+    """Why there is no whole reply. Deltas that came before it are given first."""
 
-        Never raises: what came before an error is given back first, and `close` raises the error.
-        """
+    @property
+    def began(self) -> bool:
+        """Some of the reply itself has arrived, not only progress on the way to it."""
         ...
 
-    def close(self) -> list[Delta]:
-        """What was still held back, now that the stream has ended.
+    def feed(self, data: bytes) -> list[Delta]:
+        """What these bytes brought, neighbouring pieces of one kind merged."""
+        ...
 
-        Raises:
-            StreamTruncated: The server never said why it stopped.
-            ModelError: The server sent an error, or bytes that are no answer.
+    def close(self, *, clean: bool = True) -> list[Delta]:
+        """What was still held back. Afterwards either the reply is finished or `error` is set.
+
+        Args:
+            clean: The stream was ended properly, not broken off.
         """
         ...
 

@@ -9,13 +9,15 @@ late, empty, the same for two calls, a new one on every piece), so both are hint
 3. If there is none, a call with the same index (or, without an index, the last call) is the candidate all the same; but a
    piece with another id than its candidate continues it only if it brings arguments and no name, and the candidate's
    arguments are not complete yet (servers that invent an id per piece). Otherwise it begins a new call.
-4. A piece with a name begins a new call if its candidate has another name, or has complete arguments. With the same name and
-   incomplete arguments it repeats a header.
+4. A piece with a name begins a new call if its candidate has another name. With the same name it repeats a header, and adds
+   to the candidate what arguments it brings, if it brings none or the candidate's are not complete yet; a piece that brings
+   the candidate's own id and its very arguments once more is a repetition too, and adds nothing. Else it begins a new call.
 5. Arguments given as an object are complete at once.
 
 Names are taken whole: no server was seen to cut one. Calls keep the order in which they began.
 
-Ambiguous, and decided as said: two calls of the same tool with empty arguments, no ids and one index (rule 4) are one call;
+Ambiguous, and decided as said: two calls of the same tool with empty arguments, or with the same id and the same arguments,
+under one index (rule 4) are one call;
 pieces of several unfinished calls interleaved under one index without ids all go to the call written to last, whose
 arguments then fail the strict parse and are refused, not run.
 """
@@ -23,8 +25,6 @@ arguments then fail the strict parse and are refused, not run.
 from __future__ import annotations
 
 from typing import Any, Literal
-
-import msgspec
 
 from treadle.errors import BadStream
 from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
@@ -50,7 +50,7 @@ class _Pieces:
 class _Call:
     """A call that is being written."""
 
-    __slots__ = ("arguments", "id", "index", "name", "position")
+    __slots__ = ("_depth", "_escaped", "_in_text", "_scanned", "arguments", "id", "index", "name", "position")
 
     def __init__(self, index: Any, position: int) -> None:
         self.index = index
@@ -58,16 +58,25 @@ class _Call:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
+        self._scanned = 0
+        self._depth = 0
+        self._in_text = self._escaped = False
 
     def complete(self) -> bool:
-        """The arguments are a whole JSON value. Looks at the last piece first, since it is asked often."""
-        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
-            return False
-        try:
-            msgspec.json.decode("".join(self.arguments))
-        except msgspec.DecodeError:
-            return False
-        return True
+        """The arguments are a whole JSON object, by its brackets. Looks at each piece once, however often it is asked."""
+        for piece in self.arguments[self._scanned :]:
+            for char in piece:
+                if self._in_text:
+                    self._in_text = self._escaped or char != '"'
+                    self._escaped = char == "\\" and not self._escaped
+                elif char == '"':
+                    self._in_text = True
+                elif char in "{[":
+                    self._depth += 1
+                elif char in "}]":
+                    self._depth -= 1
+        self._scanned = len(self.arguments)
+        return bool(self.arguments) and self._depth <= 0 and not self._in_text and self.arguments[-1].rstrip().endswith("}")
 
 
 class ReplyFold:
@@ -123,6 +132,8 @@ class ReplyFold:
         if not (id or name or arguments):
             return
         self.flush()
+        if id and name and arguments and self._is_repeated(id, name, arguments):
+            return
         call = self._candidate(index, id, name, arguments)
         if call is None:
             if len(self._calls) == MAX_CALLS_PER_TURN:
@@ -169,6 +180,12 @@ class ReplyFold:
         if self._splitter.raw and not self._parts:
             self._parts.append(_Pieces("content", self._splitter))
 
+    def _is_repeated(self, id: str, name: str, arguments: str) -> bool:
+        last = self._written
+        return (
+            last is not None and (last.id, last.name) == (id, name) and "".join(last.arguments) == arguments and last.complete()
+        )
+
     def _candidate(self, index: Any, id: str, name: str, arguments: str | None) -> _Call | None:
         """The call this piece continues, or None if it begins one."""
         last = self._written
@@ -186,7 +203,7 @@ class ReplyFold:
             call = alike[0]
             if name or not arguments or call.complete():
                 return None
-        if name and call.name and (name != call.name or call.complete()):
+        if name and call.name and (name != call.name or (arguments and call.complete())):
             return None
         return call
 

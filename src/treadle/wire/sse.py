@@ -34,9 +34,10 @@ class SSEDecoder:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.overflow = False
         self._max = max_frame_bytes
-        self._max_held = max_frame_bytes + len(b"data: ")
+        self._max_held = max_frame_bytes + len(b"data: ") + 1
         self._tail: list[bytes] = []  # pieces of the unfinished last line
-        self._size = 0  # bytes held for the unfinished frame
+        self._size = 0  # bytes held for the unfinished frame, one more for each of its lines
+        self._tail_size = 0
         self._data: list[bytes] = []
         self._event = ""
         self._first_line = True
@@ -54,17 +55,18 @@ class SSEDecoder:
             self._skip_lf = data[-1] == 13
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
+        if len(lines) == 1:
+            if data:
+                self._tail.append(data)
+                self._tail_size += len(data)
+                self._check()
+            return []
         if self._tail:
             self._tail.append(lines[0])
-            if len(lines) > 1:
-                lines[0] = b"".join(self._tail)
-        if len(lines) == 1:
-            if not self._tail and data:
-                self._tail.append(data)
-            self._grow(len(data))
-            return []
+            lines[0] = b"".join(self._tail)
         last = lines.pop()
         self._tail = [last] if last else []
+        self._tail_size = len(last)
         if self._first_line:
             self._first_line = False
             lines[0] = lines[0].removeprefix(_BOM)
@@ -74,6 +76,7 @@ class SSEDecoder:
         for line in lines:
             if line[:6] == b"data: ":
                 pending.append(line[6:])
+                self._size += len(line) - 5
             elif not line:
                 if pending:
                     frame = pending[0] if len(pending) == 1 else b"\n".join(pending)
@@ -82,14 +85,14 @@ class SSEDecoder:
                         break
                     frames.append((self._event, frame))
                     pending.clear()
+                    self._size = 0
                 self._event = ""
             elif len(line) > self._max_held:
                 self.overflow = True
                 break
             else:
                 self._field(line)
-        self._size = 0
-        self._grow(sum(map(len, pending)) + len(last))
+        self._check()
         return frames
 
     def close(self) -> list[Frame]:
@@ -103,15 +106,16 @@ class SSEDecoder:
             value = value[1:]
         if name == b"data":
             self._data.append(value)
+            self._size += len(value) + 1
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"error":
             self._event = "error"
             self._data.append(value)
+            self._size += len(value) + 1
 
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > self._max_held:
+    def _check(self) -> None:
+        if self._size + self._tail_size > self._max_held:
             self.overflow = True
             self._tail.clear()
             self._data.clear()

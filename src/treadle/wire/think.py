@@ -12,6 +12,7 @@ __all__ = ["ThinkSplitter"]
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _BLANKS = " \t\r\n"
+_MAX_BLANKS = 64  # before an opening tag; a model that loops on line ends must not be held back, nor looked at anew each time
 
 
 class ThinkSplitter:
@@ -40,7 +41,7 @@ class ThinkSplitter:
         if self._state == "before":
             start = held.lstrip(_BLANKS)
             if not start.startswith(_OPEN):
-                if _OPEN.startswith(start):
+                if _OPEN.startswith(start) and len(held) <= _MAX_BLANKS + len(_OPEN):
                     self._held = held
                     return "", ""
                 self.passing = True

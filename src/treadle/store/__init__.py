@@ -1,0 +1,1 @@
+"""Journals: where facts are kept."""
