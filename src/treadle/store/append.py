@@ -10,8 +10,8 @@ from treadle.values.ports import Journal
 
 __all__ = ["GRACE_S", "append"]
 
-GRACE_S = 0.4
-"""How long a cancelled run waits for its journal: once for a fact under way, once for the ending."""
+GRACE_S = 0.3
+"""How long a cancelled run waits for its journal: once for a fact under way, twice for the ending; under a second in all."""
 
 
 async def append(journal: Journal, run_id: str, fact: Fact, accept: Callable[[Fact], None]) -> None:

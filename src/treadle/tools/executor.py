@@ -18,7 +18,7 @@ __all__ = ["Executor", "left_behind", "shortened"]
 
 _GRACE_S = 0.5  # for a tool that cleans up when it is cancelled; after that it is left behind
 
-_left_behind: set[asyncio.Future[object]] = set()
+_left_behind: set[asyncio.Task[Any]] = set()
 """Async tools that ignored their cancellation. They cannot write to a run any more; kept here so that they can be listed."""
 
 
@@ -89,7 +89,7 @@ class Execution:
         The tool runs in a task of its own, so that one that ignores its cancellation can be left behind.
         """
         call = self._call
-        task = asyncio.ensure_future(self._bound.run())
+        task = asyncio.get_running_loop().create_task(self._outcome(), name=f"treadle-{call.name}")
         try:
             done, _ = await asyncio.wait([task], timeout=self._timeout_s)
         except asyncio.CancelledError:
@@ -99,10 +99,10 @@ class Execution:
             await _stop(task)
             return _error(call, f"timed out after {self._timeout_s:g} s. It may have taken effect.")
         try:
-            value = task.result()
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # SystemExit, and a CancelledError of the tool's own, are results too
+            value, error = task.result()
+        except asyncio.CancelledError as own:  # the tool's own business, not ours
+            return self._failed(own)
+        if error is not None:
             return self._failed(error)
         try:
             text = _text(value)
@@ -110,6 +110,15 @@ class Execution:
             kind = type(value).__name__
             return _error(call, f"the tool ran, but its result (a {kind}) cannot be written as JSON: {_words(error)}")
         return self._message(text)
+
+    async def _outcome(self) -> tuple[object, BaseException | None]:
+        """What the tool returned or raised. A SystemExit that leaves a task would end the event loop."""
+        try:
+            return await self._bound.run(), None
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            return None, error
 
     def _failed(self, error: BaseException) -> ToolMessage:
         said = error.message if isinstance(error, ToolError) else f"{type(error).__name__}: {_words(error)}"
@@ -130,7 +139,7 @@ def left_behind() -> tuple[str, ...]:
     )
 
 
-async def _stop(task: asyncio.Future[object]) -> None:
+async def _stop(task: asyncio.Task[Any]) -> None:
     """Cancel a tool; after the grace, leave it behind."""
     task.cancel()
     try:
@@ -141,7 +150,7 @@ async def _stop(task: asyncio.Future[object]) -> None:
         task.add_done_callback(_forget)
 
 
-def _forget(task: asyncio.Future[object]) -> None:
+def _forget(task: asyncio.Task[Any]) -> None:
     _left_behind.discard(task)
     if not task.cancelled():
         task.exception()  # nobody waits for it
