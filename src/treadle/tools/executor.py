@@ -134,9 +134,7 @@ class Execution:
 
 def left_behind() -> tuple[str, ...]:
     """Names of async tools that ignored their cancellation and still run."""
-    return tuple(
-        sorted(getattr(task.get_coro(), "__qualname__", "tool") for task in _left_behind if isinstance(task, asyncio.Task))
-    )
+    return tuple(sorted(task.get_name() for task in _left_behind))
 
 
 async def _stop(task: asyncio.Task[Any]) -> None:
