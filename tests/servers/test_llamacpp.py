@@ -11,16 +11,20 @@ import pytest
 
 from treadle import (
     Agent,
+    AssistantMessage,
     ContextOverflow,
     Ended,
     LlamaServer,
+    ModelRequest,
     Options,
     Replied,
+    Text,
     TextDelta,
     ToolError,
     ToolFinished,
     ToolMessage,
     ToolStarted,
+    UserMessage,
     driver_for,
     tool,
 )
@@ -127,6 +131,32 @@ def test_leaving_frees_the_slot(llamacpp: LlamaServer) -> None:
         raise AssertionError("the server is still generating")
 
     asyncio.run(main())
+
+
+def test_it_goes_on_from_a_partial_answer_and_repeats_nothing(llamacpp: LlamaServer) -> None:
+    async def main() -> None:
+        messages = (UserMessage("hello"),)
+        whole, rest = "", ""
+        async with llamacpp.driver.connect() as connection:
+            async with connection.open(ModelRequest(messages=messages, options=EXACT)) as stream:
+                async for deltas in stream:
+                    whole += "".join(d.text for d in deltas if isinstance(d, TextDelta))
+            partial = AssistantMessage((Text(whole[:10]),))
+            async with connection.open(ModelRequest(messages=messages, options=EXACT, continues=partial)) as stream:
+                async for deltas in stream:
+                    rest += "".join(d.text for d in deltas if isinstance(d, TextDelta))
+        assert whole[:10] + rest == whole == "Hello! How can I help you?"
+
+    assert llamacpp.driver.continuable
+    asyncio.run(main())
+
+
+def test_reading_a_long_prompt_is_seen_to_advance(llamacpp: LlamaServer) -> None:
+    request = ModelRequest(messages=(UserMessage("weather " * 600),), options=Options(max_tokens=1))
+    body = llamacpp.driver.codec.encoder("m").encode(request)
+    asked = urllib.request.Request(f"{llamacpp.base_url}/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked) as answer:
+        assert b'"prompt_progress":{"total":' in answer.read()
 
 
 def test_many_runs_at_once_share_two_slots(llamacpp: LlamaServer) -> None:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from treadle.drivers.http import ApiKey, check_url
 from treadle.errors import UsageError
 from treadle.values.ports import Driver
-from treadle.wire.dialects import Dialect
+from treadle.wire.dialects import LLAMACPP, Dialect
 
 __all__ = ["PRESETS", "Preset", "addresses", "driver_for", "key_at", "preset_at"]
 
@@ -90,6 +90,7 @@ PRESETS: dict[str, Preset] = {
             also=("http://127.0.0.1:9931/v1",),
             address_env=("LLAMA_ARG_HOST", "LLAMA_ARG_PORT"),
             key_env="LLAMA_API_KEY",
+            dialect=LLAMACPP,
             start_hint="llama-server -m FILE --port {port}",
             fetch_hint="llama-server -m FILE --port {port}",
         ),

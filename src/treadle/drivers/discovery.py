@@ -63,14 +63,18 @@ def label(found: Found, model: str) -> str:
     return f"{preset.name}/{model}" if preset and preset.name == found.server else f"{found.base_url}#{model}"
 
 
-def http_driver(base_url: str, model: str, *, name: str | None = None, api_key: ApiKey = None) -> HttpDriver:
+def http_driver(
+    base_url: str, model: str, *, name: str | None = None, api_key: ApiKey = None, server: str | None = None
+) -> HttpDriver:
     """A driver that knows its server: it explains failures, and can be asked about its model.
 
     Args:
         name: By default `URL#model`.
         api_key: By default the environment's, if a preset has this address.
+        server: The kind of server, if it was asked; by default that of the preset with this address.
     """
-    preset = preset_at(base_url)
+    known = PRESETS.get(server) if server else preset_at(base_url)
+    dialect = known.dialect if known else Dialect()
     key = key_at(base_url) if api_key is None else api_key
 
     async def info() -> ModelInfo:
@@ -87,7 +91,7 @@ def http_driver(base_url: str, model: str, *, name: str | None = None, api_key: 
         return ModelInfo(model=model, server=found.server)
 
     return HttpDriver(
-        ChatCodec(preset.dialect if preset else Dialect()),
+        ChatCodec(dialect),
         base_url,
         model,
         name=name,
@@ -171,7 +175,8 @@ class DiscoveredDriver:
         if not choices:
             raise self._nothing(found, tried, [] if self.model == "local" else _instead((await discover())[0]))
         server, info = min(choices, key=lambda choice: _rank(choice[1]))
-        driver = http_driver(server.base_url, info.model, name=label(server, info.model), api_key=self._api_key)
+        name = label(server, info.model)
+        driver = http_driver(server.base_url, info.model, name=name, api_key=self._api_key, server=server.server)
         self._driver = self._driver or driver  # of two runs that asked at once, the first decides
         return self._driver
 
@@ -180,7 +185,8 @@ class DiscoveredDriver:
         preset = PRESETS[self._provider or ""]
         best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
         url = best.base_url if best else addresses(preset)[0]
-        driver = http_driver(url, self._name, name=self.model, api_key=self._api_key)
+        kind = best.server if best else preset.name
+        driver = http_driver(url, self._name, name=self.model, api_key=self._api_key, server=kind)
         if best:
             self._driver = self._driver or driver
         return driver  # if nobody answered, its own error will say so, and next time we look again

@@ -25,7 +25,7 @@ from treadle.drivers.servers import look_at
 from treadle.errors import ConnectFailed, MissingExtra, ModelError, UsageError
 from treadle.values.request import ModelInfo
 from treadle.wire.chat import ChatCodec
-from treadle.wire.dialects import Dialect
+from treadle.wire.dialects import LLAMACPP
 
 __all__ = ["LlamaServer"]
 
@@ -164,7 +164,7 @@ class LlamaServer:
                 raise error
             return found.models[0]
 
-        return HttpDriver(ChatCodec(Dialect()), base_url, name, name=f"embedded/{name}", explain=explain, info=info)
+        return HttpDriver(ChatCodec(LLAMACPP), base_url, name, name=f"embedded/{name}", explain=explain, info=info)
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from treadle.values.request import Finish
 
-__all__ = ["FINISH", "Dialect"]
+__all__ = ["FINISH", "LLAMACPP", "Dialect"]
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
@@ -30,6 +30,10 @@ class Dialect(Struct, frozen=True, kw_only=True):
     ask_progress: bool = False
     continues: dict[str, Any] | None = None
 
+
+LLAMACPP = Dialect(ask_progress=True, continues={})
+"""llama.cpp, run and seen (xllamacpp 2026.10.11549): `return_progress` gives `prompt_progress`; a last message of role
+assistant is gone on from as it is, and streaming sends only what is new."""
 
 FINISH: dict[str, Finish] = {
     # OpenAI's own words; all captured from llama.cpp, vLLM and LiteLLM except content_filter.
