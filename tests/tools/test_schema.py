@@ -38,7 +38,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.errors import ToolDefinitionError
-from treadle.tools.schema import InvalidArguments, Parameters
+from treadle.tools.arguments import InvalidArguments, Parameters
 
 Json = dict[str, Any]
 REQUIRED = inspect.Parameter.empty

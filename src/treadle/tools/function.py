@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
 
 from treadle.errors import ToolDefinitionError
+from treadle.tools.arguments import InvalidArguments, Parameters
 from treadle.tools.docstrings import describe
-from treadle.tools.schema import InvalidArguments, Parameters
 from treadle.tools.threads import run_in_thread
 from treadle.values.ports import Concurrency
 from treadle.values.request import ToolSpec

@@ -1,10 +1,7 @@
-"""Parameters as a JSON Schema, and the strict way back from what a model wrote to Python values.
+"""Parameters as a JSON Schema.
 
 The schema is plain: closed objects, a definition only where something is used twice or holds itself, no titles, the
 order of the source kept. The same parameters give the same bytes in every process.
-
-Decoding takes one JSON object (no text at all counts as an empty one) with no key twice, no unknown field at any
-depth, no NaN, and no text where a number belongs. A whole number is taken for a float; `1.0` is not taken for an int.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import functools
 import inspect
 import itertools
 import json
-import re
 import sys
 import types
 from collections import Counter
@@ -41,85 +37,31 @@ import msgspec.inspect as mi
 
 from treadle.errors import ToolDefinitionError
 
-__all__ = ["InvalidArguments", "Parameters"]
+__all__ = ["INTEGERS", "Schema", "default_of", "draw", "is_object", "parts", "resolved"]
 
 Schema: TypeAlias = dict[str, Any]
 
 
-class InvalidArguments(Exception):
-    """The model's arguments do not fit the tool. The message is for the model: where, and what was expected."""
+def draw(tool: str, parameters: Sequence[inspect.Parameter], said: Mapping[str, str]) -> Schema:
+    """The schema of what a tool takes, of type object.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= 1000 else message[:1000] + "...")
+    Args:
+        parameters: With evaluated annotations.
+        said: Descriptions of those whose annotation has none.
 
-
-class Parameters:
-    """What a tool takes. Everything is prepared here, because `decode` is on the path of every call.
-
-    Attributes:
-        schema: A JSON Schema of type object.
+    Raises:
+        ToolDefinitionError: JSON cannot express an annotation.
     """
-
-    def __init__(self, tool: str, parameters: Sequence[inspect.Parameter], said: Mapping[str, str]) -> None:
-        """`parameters` with evaluated annotations; `said` describes those whose annotation does not.
-
-        Raises:
-            ToolDefinitionError: JSON cannot express an annotation.
-        """
-        drawing = _Drawing({}, {})
+    drawing = _Drawing({}, {})
+    properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
+    if drawing.new_models:  # pydantic names the definitions of all models together, so they come first
+        drawing = _Drawing(*_pydantic_schemas(drawing.new_models))
         properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
-        if drawing.new_models:  # pydantic names the definitions of all models together, so they come first
-            drawing = _Drawing(*_pydantic_schemas(drawing.new_models))
-            properties = {p.name: _drawn(tool, p, said, drawing) for p in parameters}
-        self.schema = _object({}, properties, [p.name for p in parameters if p.default is p.empty])
-        if defs := _tidied(self.schema, drawing.defs):
-            self.schema["$defs"] = defs
-        fields = [_field(p) for p in parameters]
-        self._struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        self._nested = {name: schema for name, schema in properties.items() if _has_rules(schema)}
+    schema = _object({}, properties, [p.name for p in parameters if p.default is p.empty])
+    if defs := _tidied(schema, drawing.defs):
+        schema["$defs"] = defs
+    return schema
 
-    def decode(self, text: str) -> dict[str, Any]:
-        """Values by name, absent ones filled from the signature.
-
-        Raises:
-            InvalidArguments: For any text that does not fit, and nothing else for any text.
-        """
-        try:
-            value = _loads(text)
-            if not value.keys() <= self.schema["properties"].keys():
-                raise InvalidArguments(_unknown("", value, self.schema["properties"]))
-            if nested := self._nested.keys() & value.keys():
-                rules = _Rules(self.schema.get("$defs", {}))
-                for name in nested:
-                    if problem := rules.broken(self._nested[name], value[name], name):
-                        raise InvalidArguments(problem)
-            struct = msgspec.convert(value, self._struct, str_keys=True, dec_hook=_decode_other)
-        except InvalidArguments:
-            raise
-        except msgspec.ValidationError as error:
-            raise InvalidArguments(self._explained(str(error))) from None
-        except UnicodeError:
-            raise InvalidArguments("a text holds half of a surrogate pair") from None
-        except RecursionError:
-            raise InvalidArguments("the arguments are nested too deeply") from None
-        except Exception as error:  # a `__post_init__`, a validator, a list in a set
-            raise InvalidArguments(f"invalid value: {type(error).__name__}: {error}") from None
-        return msgspec.structs.asdict(struct)
-
-    def _explained(self, error: str) -> str:
-        """msgspec's message with the place first, as a caller would write it, and the values it could have been."""
-        match = re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", error, re.S)
-        said, in_key, path = match.groups() if match else (error, None, None)
-        said = said.removeprefix("Object ")
-        said = said[:1].lower() + said[1:]
-        if said.startswith("invalid") and path:
-            allowed = _Rules(self.schema.get("$defs", {})).choices(self.schema, path, in_key)
-            listed = ", ".join(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in allowed))
-            said += f"; expected one of {listed}" if listed else ""
-        return f"{'a key of ' if in_key else ''}`{path}`: {said}" if path else said
-
-
-# --- drawing ---------------------------------------------------------------------------------------------------------
 
 _KINDS: dict[type[mi.Type], Schema] = {
     mi.AnyType: {},
@@ -147,13 +89,13 @@ _BOUNDS = {
 }
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _TEXT_KEYS = (mi.StrType, mi.DateType, mi.EnumType, mi.LiteralType)  # others can spell one key in several ways
-_INTEGERS = {"pattern": "^(0|-?[1-9][0-9]*)$"}
+INTEGERS = {"pattern": "^(0|-?[1-9][0-9]*)$"}
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
 _Class: TypeAlias = mi.StructType | mi.TypedDictType | mi.DataclassType | mi.NamedTupleType
 
 
 def _drawn(tool: str, p: inspect.Parameter, said: Mapping[str, str], drawing: _Drawing) -> Schema:
-    hint = _resolved(p.annotation)
+    hint = resolved(p.annotation)
     try:
         info = mi.type_info(hint)
         schema = drawing.draw(info, hint)
@@ -172,7 +114,7 @@ def _drawn(tool: str, p: inspect.Parameter, said: Mapping[str, str], drawing: _D
     described = isinstance(info, mi.Metadata) and "description" in _said(info)
     if p.name in said and not described:
         schema["description"] = said[p.name]
-    return schema if p.default is p.empty else {**schema, **_default(p.default)}
+    return schema if p.default is p.empty else {**schema, **default_of(p.default)}
 
 
 class _Drawing:
@@ -222,7 +164,7 @@ class _Drawing:
         key = t.key_type.type if isinstance(t.key_type, mi.Metadata) else t.key_type
         names, values = self.draw(key, hint), self.draw(t.value_type, hint)
         if isinstance(key, mi.IntType):
-            names = dict(_INTEGERS)
+            names = dict(INTEGERS)
         elif names and (names.pop("type", None) != "string" or not isinstance(key, _TEXT_KEYS)):
             raise TypeError("the keys of a `dict` must be `str`, `int`, `date`, or an `Enum` or `Literal` of texts")
         names.pop("description", None)
@@ -270,9 +212,9 @@ class _Drawing:
             if field.required:
                 required.append(field.encode_name)
             elif field.default_factory in (list, dict, set):
-                schema.update(_default(field.default_factory()))
+                schema.update(default_of(field.default_factory()))
             elif field.default is not msgspec.NODEFAULT:
-                schema.update(_default(field.default))
+                schema.update(default_of(field.default))
             properties[field.encode_name] = schema
         if isinstance(t, mi.NamedTupleType):
             bounds = {"minItems": len(required), "maxItems": len(properties)}
@@ -311,13 +253,13 @@ def _place(values: list[Any], value: Any) -> int:
     return next((i for i, other in enumerate(values) if other == value and type(other) is type(value)), len(values))
 
 
-def _resolved(hint: Any) -> Any:
+def resolved(hint: Any) -> Any:
     """The hint with each description and bound as `msgspec.Meta`, however it was written."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         metas = [meta for meta in map(_meta, args[1:]) if meta is not None]
-        return Annotated[(_resolved(args[0]), *metas)] if metas else _resolved(args[0])
-    inner = tuple(_resolved(arg) for arg in args)
+        return Annotated[(resolved(args[0]), *metas)] if metas else resolved(args[0])
+    inner = tuple(resolved(arg) for arg in args)
     if origin is Literal or inner == args:
         return hint
     return Union[inner] if origin is types.UnionType else origin[inner]  # noqa: UP007
@@ -346,7 +288,7 @@ def _described(hint: Any) -> str | None:
     return next((meta.description for meta in metas if meta is not None and meta.description), None)
 
 
-def _default(value: Any) -> Schema:
+def default_of(value: Any) -> Schema:
     """The `default` keyword, if JSON can express the value."""
     try:
         encoded = msgspec.to_builtins(value, order="deterministic", str_keys=True, enc_hook=_encode_other)
@@ -372,18 +314,18 @@ def _pydantic_schemas(models: Iterable[Any]) -> tuple[dict[Any, Schema], dict[st
     return {model: ref for (model, _), ref in refs.items()}, drawn.get("$defs", {})
 
 
-def _parts(schema: Schema) -> Iterator[Schema]:
+def parts(schema: Schema) -> Iterator[Schema]:
     """A schema and every schema in it, outermost first. Defaults and choices are values, not schemas."""
     yield schema
     for keyword, inner in list(schema.items()):
         if keyword in ("properties", "patternProperties"):
             inner = list(inner.values())
         elif keyword in ("items", "additionalProperties", "propertyNames"):
-            inner = [inner] if _is_object(inner) else []
+            inner = [inner] if is_object(inner) else []
         elif keyword not in ("anyOf", "oneOf", "allOf", "prefixItems"):
             continue
         for part in cast("list[Schema]", inner):
-            yield from _parts(part)
+            yield from parts(part)
 
 
 def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
@@ -392,9 +334,9 @@ def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
     A definition that holds itself is used from there and from outside, so it stays.
     """
     roots = (schema, *defs.values())
-    uses = Counter(part["$ref"] for root in roots for part in _parts(root) if "$ref" in part)
+    uses = Counter(part["$ref"] for root in roots for part in parts(root) if "$ref" in part)
     for name in (None, *defs.copy()):
-        for part in _parts(schema if name is None else defs.get(name, {})):
+        for part in parts(schema if name is None else defs.get(name, {})):
             while uses[part.get("$ref", "")] == 1:
                 said = {keyword: value for keyword, value in part.items() if keyword != "$ref"}
                 target = defs.pop(part["$ref"].removeprefix("#/$defs/"))
@@ -408,193 +350,5 @@ def _tidied(schema: Schema, defs: dict[str, Schema]) -> dict[str, Schema]:
     return defs
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-def _field(p: inspect.Parameter) -> Any:
-    """A field of the struct that arguments become. A default that a call could change is copied for each call."""
-    hint = _resolved(p.annotation)
-    if p.default is p.empty:
-        return (p.name, hint)
-    is_container = isinstance(p.default, list | dict | set | bytearray)
-    if copy.deepcopy(p.default) is not p.default and (is_container or _default(p.default)):
-        return (p.name, hint, msgspec.field(default_factory=functools.partial(copy.deepcopy, p.default)))
-    return (p.name, hint, p.default)  # also a marker such as `object()`, which is known by its identity
-
-
-def _loads(text: str) -> dict[str, Any]:
-    try:
-        value = _JSON.decode("{}" if not text or text.isspace() else text)
-    except json.JSONDecodeError as error:
-        said = error.msg.removesuffix(" at")
-        raise InvalidArguments(f"the arguments are not valid JSON: {said} at character {error.pos}") from None
-    except ValueError:
-        raise InvalidArguments("the arguments hold a number that is too long") from None
-    if not _is_object(value):
-        raise InvalidArguments("the arguments must be one JSON object")
-    if "\\u" in text:  # may be half of a surrogate pair, which is no text
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise InvalidArguments(f"the key `{twice}` is there twice in one object")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise InvalidArguments(f"`{name}` is not a JSON value")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise InvalidArguments(f"the number `{text}` is too large")
-    return value
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite)
-
-
-def _decode_other(cls: Any, value: Any) -> Any:
-    """A path or a pydantic model, which are the types msgspec leaves to us."""
-    if not issubclass(cls, PurePath):
-        try:
-            return cls.model_validate_json(json.dumps(value), strict=True)  # strict JSON: a text is taken for a date
-        except ValueError as error:
-            problems: list[Any] = getattr(error, "errors", list)()
-            places = [f"`{'.'.join(map(str, p['loc']))}`: {p['msg']}" for p in problems[:5]]
-            raise ValueError("; ".join(places) or str(error)) from None
-    if not isinstance(value, str):
-        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
-    return cls(value)
-
-
-def _unknown(path: str, value: dict[str, Any], known: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{name}`" for name in value if name not in known)
-    allowed = ", ".join(f"`{name}`" for name in known) or "none"
-    return f"{f'`{path}`: ' if path else ''}unknown field {names}; allowed: {allowed}"
-
-
-def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
     return type(value) is dict
-
-
-def _is_array(value: object) -> TypeGuard[list[Any]]:
-    return type(value) is list
-
-
-_JSON_TYPES = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-    "object": (dict,),
-    "array": (list,),
-}
-_ANY = (str, int, float, bool, type(None), dict, list)
-
-
-class _Rules:
-    """What msgspec or pydantic let pass in one call and the schema does not: unknown fields, numbers for decimals.
-
-    Each value is looked at once per schema, so a union that holds itself cannot make a call expensive.
-    """
-
-    def __init__(self, defs: Mapping[str, Schema]) -> None:
-        self._defs = defs
-        self._broken: dict[tuple[int, int], str | None] = {}
-        self._fitting: dict[tuple[int, int], bool] = {}
-
-    def broken(self, schema: Schema, value: Any, path: str) -> str | None:
-        """A broken rule in words, if every reading of the value breaks one. Wrong types are left to the decoders."""
-        known = (id(schema), id(value))
-        if known not in self._broken:
-            options = [option for option in self._options(schema) if _is_kind(option, value)]
-            readings = [option for option in options if self._fits(option, value)] or options
-            problems = [self._problem(option, value, path) for option in readings]
-            if not options and any(option.get("format") == "decimal" for option in self._options(schema)):
-                problems = [f"`{path}`: expected a finite number in quotes"]
-            self._broken[known] = problems[0] if problems and None not in problems else None
-        return self._broken[known]
-
-    def _problem(self, schema: Schema, value: Any, path: str) -> str | None:
-        closed = schema.get("additionalProperties") is False
-        if closed and _is_object(value) and not value.keys() <= schema["properties"].keys():
-            return _unknown(path, value, schema["properties"])
-        if schema.get("propertyNames") == _INTEGERS and "-0" in value:  # beside `0` it would be one key twice
-            return f"a key of `{path}`: expected an integer, got `-0`"
-        problems = (self.broken(part, item, at) for part, item, at in _inside(schema, value, path))
-        return next(filter(None, problems), None)
-
-    def _fits(self, schema: Schema, value: Any) -> bool:
-        known = (id(schema), id(value))
-        if known not in self._fitting:
-            self._fitting[known] = any(
-                _is_kind(option, value)
-                and value in option.get("enum", [value])
-                and value == option.get("const", value)
-                and (not _is_object(value) or value.keys() >= set(option.get("required", ())))
-                and all(self._fits(part, item) for part, item, _ in _inside(option, value, ""))
-                for option in self._options(schema)
-            )
-        return self._fitting[known]
-
-    def _options(self, schema: Schema) -> Iterator[Schema]:
-        if "$ref" in schema:
-            schema = self._defs[schema["$ref"].removeprefix("#/$defs/")]
-        inner = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
-        if inner is None:
-            yield schema
-        for option in inner or ():
-            yield from self._options(option)
-
-    def choices(self, schema: Schema, path: str, in_key: object) -> list[Any]:
-        """Values, or keys, that a schema allows at a place such as `trip.legs[0].mode`; empty if it lists none."""
-        options = list(self._options(schema))
-        for step in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
-            key = int(step[1:-1]) if step[1:-1].isdigit() else step
-            parts = [part for option in options if (part := _part(option, key))]
-            options = list({id(option): option for part in parts for option in self._options(part)}.values())
-        parts = [option.get("propertyNames", {}) for option in options] if in_key else options
-        return [value for part in parts for value in part.get("enum", ())]
-
-
-def _has_rules(schema: Schema) -> bool:
-    return any(
-        "properties" in part or "$ref" in part or part.get("format") == "decimal" or "propertyNames" in part
-        for part in _parts(schema)
-    )
-
-
-def _is_kind(schema: Schema, value: Any) -> bool:
-    if schema.get("format") == "decimal" and isinstance(value, str):
-        return "n" not in value.lower()  # NaN, Infinity
-    kind = schema.get("type")  # a schema written by hand may have a list here
-    return type(value) in (_JSON_TYPES.get(kind, _ANY) if isinstance(kind, str) else _ANY)
-
-
-def _part(schema: Schema, key: str | int) -> Schema:
-    """The schema of one field or item; empty if it has none of its own."""
-    if isinstance(key, str):
-        part = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
-    else:
-        items = schema.get("prefixItems", ())
-        part = items[key] if key < len(items) else schema.get("items")
-    return part if _is_object(part) else {}
-
-
-def _inside(schema: Schema, value: Any, path: str) -> Iterator[tuple[Schema, Any, str]]:
-    """Fields or items of a value that have a schema of their own: schema, value, place."""
-    pairs: Iterable[tuple[str | int, Any]] = ()
-    if _is_object(value):
-        pairs = value.items()
-    elif _is_array(value):
-        pairs = enumerate(value)
-    for key, item in pairs:
-        if part := _part(schema, key):
-            yield part, item, f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]"
