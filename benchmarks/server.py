@@ -31,16 +31,21 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-TOKEN = frame({"content": " token"})
+# Words that vary as a text does: one that repeats itself for ever would be cut, as it should be.
+TOKENS = [frame({"content": f" {word}{n * 7919 % 1009}"}) for n, word in enumerate(["token", "wire", "loop", "sea"] * 250)]
 END = frame({}, "stop") + b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":9}}\n\n' + b"data: [DONE]\n\n"
 
 
-def calls(n: int) -> bytes:
+def tokens(start: int, n: int) -> list[bytes]:
+    return [TOKENS[i % len(TOKENS)] for i in range(start, start + n)]
+
+
+def calls(n: int, turn: int) -> bytes:
     out = b""
     for index in range(n):
         call = {"index": index, "id": f"call_{index}", "type": "function", "function": {"name": "look", "arguments": ""}}
         out += frame({"tool_calls": [call]})
-        for piece in ('{"what": ', '"the sea', '"}'):
+        for piece in ('{"what": ', f'"wave {turn}.{index}', '"}'):
             out += frame({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
     return out + frame({}, "tool_calls") + END.split(b"\n\n", 1)[1]
 
@@ -57,18 +62,18 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(HEAD)
             if kind == b"burst":
                 for start in range(0, n, 200):
-                    writer.write(b"".join([chunk(TOKEN)] * min(200, n - start)))
+                    writer.write(b"".join(map(chunk, tokens(start, min(200, n - start)))))
                     await writer.drain()
                 writer.write(chunk(END))
             elif kind == b"drip":
-                for _ in range(n):
-                    writer.write(chunk(TOKEN))
+                for token in tokens(0, n):
+                    writer.write(chunk(token))
                     await asyncio.sleep(0.0002)
                 writer.write(chunk(END))
-            elif body.count(b'"role":"tool"') < n:
-                writer.write(chunk(calls(n if kind == b"parallel" else 1)))
+            elif (answered := body.count(b'"role":"tool"')) < n:
+                writer.write(chunk(calls(n if kind == b"parallel" else 1, answered)))
             else:
-                writer.write(chunk(TOKEN + END))
+                writer.write(chunk(TOKENS[0] + END))
             writer.write(b"0\r\n\r\n")
             await writer.drain()
     writer.close()

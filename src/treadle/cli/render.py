@@ -16,10 +16,14 @@ from rich.text import Text as Styled
 
 from treadle.values.events import (
     Asked,
+    Discarded,
     Ended,
     Event,
     Failed,
+    Prompted,
+    Repaired,
     Replied,
+    Retried,
     TextDelta,
     ThinkingDelta,
     ToolFinished,
@@ -110,6 +114,8 @@ class Plain:
                 self._note(f"{'!' if result.is_error else '<'} {result.name}: {_preview(result.content)}")
             case Replied(usage=usage):
                 self._counter.add(usage)
+            case Retried() | Discarded() | Repaired() | Prompted():
+                self._note(f"~ {_remark(event)}")
             case Ended(stop_reason=stop_reason):
                 self._note(f"{stop_reason} · {self._counter}")
             case Failed(error=error):
@@ -170,6 +176,8 @@ class Terminal:
                 self._tool_finished((turn, position), result)
             case Replied(usage=usage):
                 self._counter.add(usage)
+            case Retried() | Discarded() | Repaired() | Prompted():
+                self._line(("↻ ", "yellow"), (_remark(event), "dim"))
             case Ended(stop_reason=stop_reason):
                 self._stop_spinning()
                 style = "green" if stop_reason == "end" else "yellow"
@@ -236,6 +244,20 @@ class Terminal:
         if self._streaming is not None:
             self._console.print()
             self._streaming = None
+
+
+def _remark(event: Retried | Discarded | Repaired | Prompted) -> str:
+    """What the run did that is neither the model's doing nor a tool's."""
+    match event:
+        case Retried(error=error, wait_s=wait_s, driver=driver, model=model):
+            then = f"going on with {model}" if driver else "trying again"
+            return f"{error.message}: {then}{f' in {wait_s:.1f} s' if wait_s else ''}"
+        case Discarded():
+            return "the answer broke off; what was written of it is void"
+        case Repaired(index=index, what=what):
+            return f"history, message {index}: {what}"
+        case Prompted():
+            return "the reasoning reached its limit; the model was asked for the answer"
 
 
 def _call(name: str, arguments: str) -> str:

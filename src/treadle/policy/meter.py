@@ -11,6 +11,7 @@ from treadle.values.messages import AssistantMessage, UserMessage, joined
 from treadle.values.request import Reply
 from treadle.values.state import State
 from treadle.values.tokens import Calibration, estimate_tokens
+from treadle.values.usage import Usage
 
 __all__ = ["Meter", "ask_for_the_answer"]
 
@@ -27,8 +28,11 @@ class Meter:
     """
 
     def __init__(self, limits: Limits, state: State, calibration: Calibration) -> None:
-        self.output_tokens = 0.0
+        # An attempt that goes on from a partial answer is the same turn, so that answer counts.
+        begun = state.continues.text if state.continues is not None else ""
+        self.output_tokens = estimate_tokens(begun) * calibration.factor
         self.reasoning_tokens = 0.0
+        self._begun_tokens = self.output_tokens
         self.cut: StopReason | None = None
         self._calibration = calibration
         self._factor = calibration.factor
@@ -60,8 +64,7 @@ class Meter:
     def replied(self, reply: Reply, *, turn: int, attempt: int, continues: AssistantMessage | None) -> Replied:
         """The fact that the finished or cut reply amounts to. An uncut one teaches the calibration."""
         if self.cut is None:
-            estimated = (self.output_tokens + self.reasoning_tokens) / self._factor
-            self._calibration.learn(estimated, reply.usage.output_tokens)
+            self._learn(reply.usage)
         assert self.cut or reply.finish, "a reply that is not finished is not a reply"
         return Replied(
             turn=turn,
@@ -76,11 +79,20 @@ class Meter:
             reasoning_tokens=self.reasoning_tokens,
         )
 
+    def _learn(self, usage: Usage) -> None:
+        """Compare like with like: reasoning that the server counts apart may not have been shown at all."""
+        estimated, reported = self.output_tokens - self._begun_tokens, usage.output_tokens
+        if reported is not None and usage.reasoning_tokens is not None:
+            reported -= usage.reasoning_tokens
+        else:
+            estimated += self.reasoning_tokens
+        self._calibration.learn(estimated / self._factor, reported)
+
 
 def ask_for_the_answer(state: State) -> UserMessage:
     """What the run says after reasoning was cut. In words, because no server reads back reasoning of an unfinished turn."""
-    last = state.closed[-1] if state.closed else None
-    thought = last.thinking[-_THOUGHT_CHARS:] if isinstance(last, AssistantMessage) else ""
+    last = next((m for m in reversed(state.closed) if isinstance(m, AssistantMessage)), None)
+    thought = last.thinking[-_THOUGHT_CHARS:] if last is not None else ""
     return UserMessage(
         "Your reasoning has reached its limit. Do not reason any further: give your answer now, from what you have "
         f"reasoned so far. Its end was:\n\n{thought}"

@@ -6,7 +6,7 @@ from which a call is made again, and every further attempt draws from one budget
 
 from __future__ import annotations
 
-import random
+import os
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
@@ -153,7 +153,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     strategy: Strategy = retry_then_switch
     policy: RetryPolicy = RetryPolicy()
     on_interrupted: OnInterrupted = "restart"
-    jitter: Callable[[], float] = random.random
+    jitter: Callable[[], float] = lambda: int.from_bytes(os.urandom(4)) / 2**32
 
 
 def decide(

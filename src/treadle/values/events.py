@@ -9,6 +9,7 @@ As JSON each event is an object whose `type` is the class name in snake case (`t
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Literal, TypeAlias
 
@@ -267,7 +268,11 @@ _ANY = (
     | ThinkingDelta
     | ToolCallDelta
 )
-_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(_ANY)
+
+
+@functools.cache
+def _decoder() -> msgspec.json.Decoder[Event]:
+    return msgspec.json.Decoder(_ANY)  # 2 ms, so not before it is needed
 
 
 def event_to_json(event: Event) -> bytes:
@@ -282,6 +287,6 @@ def event_from_json(line: bytes | str) -> Event:
         UsageError: It is none that this version knows.
     """
     try:
-        return _decoder.decode(line)
+        return _decoder().decode(line)
     except msgspec.MsgspecError as error:
         raise UsageError(f"not an event: {error}", hint="Was it written by a newer version of treadle?") from None

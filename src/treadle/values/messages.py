@@ -136,8 +136,6 @@ def joined(first: AssistantMessage | None, then: AssistantMessage) -> AssistantM
 
 Message: TypeAlias = UserMessage | AssistantMessage | ToolMessage | SystemMessage
 
-_decoder = msgspec.json.Decoder(tuple[Message, ...])
-
 
 def messages_to_json(messages: tuple[Message, ...] | list[Message]) -> bytes:
     """The conversation as one JSON array, byte-stable: the same messages give the same bytes."""
@@ -151,6 +149,6 @@ def messages_from_json(data: bytes | str) -> tuple[Message, ...]:
         HistoryError: The text is not such an array; the message names the place.
     """
     try:
-        return _decoder.decode(data)
+        return msgspec.json.decode(data, type=tuple[Message, ...])
     except msgspec.MsgspecError as error:
         raise HistoryError(f"not a conversation: {error}", hint="Pass what `messages_to_json` wrote.") from None

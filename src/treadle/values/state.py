@@ -9,7 +9,7 @@ from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMes
 from treadle.values.request import Finish
 from treadle.values.usage import Usage
 
-__all__ = ["OpenCall", "Progress", "Repeat", "RunResult", "State"]
+__all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak"]
 
 
 class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -21,20 +21,28 @@ class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
     result: ToolMessage | None = None
 
 
-class Repeat(Struct, frozen=True, gc=False):
-    """How often one call has given one result."""
+class Streak(Struct, frozen=True, gc=False):
+    """How often something happened in a row, in different turns; and the last of them."""
 
-    result: str
-    count: int
-    turn: int
+    count: int = 0
+    turn: int = 0
+    result: str = ""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """What `treadle.policy.guard` knows of a run. Keys of `seen` and results in it are fingerprints."""
+    """What `treadle.policy.guard` knows of a run.
 
-    failures_in_row: int = 0
-    failing: dict[str, int] = {}
-    seen: dict[str, Repeat] = {}
+    Attributes:
+        failures: Turns in a row with failures of any tools.
+        failing: The same by tool.
+        seen: By call, how often it gave one result; calls and results as fingerprints.
+        repeats: The count of the call that finished last.
+    """
+
+    failures: Streak = Streak()
+    failing: dict[str, Streak] = {}
+    seen: dict[str, Streak] = {}
+    repeats: int = 0
 
 
 class State(Struct, frozen=True, kw_only=True):
