@@ -149,17 +149,17 @@ class Loop:
         if jobs:
             await self._plan.toolbox.run_in_turn(jobs)
 
-    def _prepare(self, open_call: OpenCall, turn: int) -> tuple[PreparedCall | ToolMessage, bool]:
-        """What to run, or the result that says why nothing runs; and whether the guard refused it."""
+    def _prepare(self, open_call: OpenCall, turn: int) -> tuple[PreparedCall | ToolMessage, guard.Refused | None]:
+        """What to run, or the result that says why nothing runs; and why the guard refused it, if it did."""
         call = open_call.call
         if open_call.started:
             # Carried on from a journal that ends here: it may have happened, so it is not done again.
             said = "Outcome unknown: the call had started when the run was interrupted. Find out before repeating it."
-            return ToolMessage(call.id, call.name, said, is_error=True), False
+            return ToolMessage(call.id, call.name, said, is_error=True), None
         refused = guard.refusal(self.state.progress, call, self._plan.limits.guard, turn=turn)
         if refused is not None:
-            return ToolMessage(call.id, call.name, refused, is_error=True), True
-        return self._plan.toolbox.prepare(call), False
+            return ToolMessage(call.id, call.name, refused[1], is_error=True), refused[0]
+        return self._plan.toolbox.prepare(call), None
 
     async def _run(self, turn: int, position: int, call: ToolCall, prepared: PreparedCall) -> None:
         changes = prepared.concurrency != "read_only"
@@ -169,7 +169,9 @@ class Loop:
         await self.commit(started)
         await self._finish(turn, position, call, await prepared.run())
 
-    async def _finish(self, turn: int, position: int, call: ToolCall, result: ToolMessage, *, refused: bool = False) -> None:
+    async def _finish(
+        self, turn: int, position: int, call: ToolCall, result: ToolMessage, *, refused: guard.Refused | None = None
+    ) -> None:
         if not refused:
             result = guard.note(self.state.progress, call, result, self._plan.limits.guard, turn=turn)
         await self.commit(ToolFinished(turn=turn, position=position, result=result, refused=refused))

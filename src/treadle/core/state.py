@@ -27,7 +27,7 @@ __all__ = ["apply", "begin", "fold"]
 
 # A reply cut by `length` may hold half an argument that happens to parse; a reason nobody knows may mean the same.
 _NOT_WHOLE = {
-    "length": "Not run: the reply was cut at its token limit, so this call may be incomplete.",
+    "length": "Not run: the reply was cut before its end, so this call may be incomplete.",
     "refused": "Not run: the reply was ended by a refusal.",
     "unknown": "Not run: the server gave an unknown reason for ending the reply, so this call may be incomplete.",
 }

@@ -424,7 +424,7 @@ async def get_json(
                     return None
                 answer = await _body(response, _JSON_BODY_BYTES)
                 return msgspec.json.decode(answer)
-        except (aiohttp.ClientError, OSError, msgspec.MsgspecError, RecursionError):
+        except (aiohttp.ClientError, OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
 
 

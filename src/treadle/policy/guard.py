@@ -1,7 +1,7 @@
 """Runs that get nowhere: tools that keep failing, and the same call with the same result over and over.
 
 Pure: `after` folds a finished call into the state, `refusal` and `note` read it. What the model is told says what to do
-instead. The order of events is always: told, refused, stopped by name.
+instead. For a tool or a call that is stuck the order is: told, refused, stopped by name.
 
 - **Failures.** The third failure in a row of one tool is noted in its result; the next call of that tool is refused, the one after
   may try again. Six failures in a row of any tools, refusals included, stop the run: `tool_failures`.
@@ -17,6 +17,7 @@ instead. The order of events is always: told, refused, stopped by name.
 from __future__ import annotations
 
 import zlib
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -28,36 +29,42 @@ from treadle.values.state import Progress, Streak
 
 __all__ = ["after", "fingerprint", "note", "refusal", "stopped"]
 
+Refused: TypeAlias = Literal["failures", "repeats"]
+
 _REMEMBERED = 64  # different calls; a loop with more legs than that is left to the turn limit
 
 
-def after(progress: Progress, call: ToolCall, result: ToolMessage, *, turn: int, changes: bool, refused: bool) -> Progress:
+def after(
+    progress: Progress, call: ToolCall, result: ToolMessage, *, turn: int, changes: bool, refused: Refused | None
+) -> Progress:
     """The state after one more finished call.
 
     Args:
         changes: It ran and its tool is not read-only.
-        refused: The guard refused it.
+        refused: The guard refused it, for this reason.
     """
-    key, said = fingerprint(call), _digest(result.full or result.content)
-    before = progress.seen.get(key)
+    seen, failing, repeats = progress.seen, progress.failing, 0
     changed = changes and not result.is_error
-    if before is None or not (refused or before.result == said):
-        changed = changed or before is not None
+    if refused != "failures":
+        key, said = fingerprint(call), _digest(result.full or result.content)
+        before = seen.get(key)
         now = Streak(1, turn, said)
-    else:
-        now = Streak(before.count + (turn != before.turn), turn, before.result)
-    seen = {k: Streak(0, v.turn, v.result) if changed else v for k, v in progress.seen.items() if k != key}
-    seen[key] = now
-    while len(seen) > _REMEMBERED:
-        del seen[next(iter(seen))]
-
-    failing = {} if changes and not result.is_error else dict(progress.failing)
-    if result.is_error:
-        failing[call.name] = _more(failing.get(call.name), turn, by=-1 if refused else 1)
-    else:
+        if before is not None and (refused or before.result == said):
+            now = Streak(before.count + (turn != before.turn), turn, before.result)
+        elif before is not None:
+            changed = True
+        seen = {k: Streak(0, v.turn, v.result) if changed else v for k, v in seen.items() if k != key}
+        seen[key] = now
+        while len(seen) > _REMEMBERED:
+            del seen[next(iter(seen))]
+        repeats = now.count
+    if refused != "repeats":
+        failing = {} if changes and not result.is_error else dict(failing)
         failing.pop(call.name, None)
+        if result.is_error:
+            failing[call.name] = _more(progress.failing.get(call.name), turn, by=-1 if refused else 1)
     failures = _more(progress.failures, turn) if result.is_error else Streak()
-    return Progress(failures=failures, failing=failing, seen=seen, repeats=now.count)
+    return Progress(failures=failures, failing=failing, seen=seen, repeats=repeats)
 
 
 def stopped(progress: Progress, limits: GuardLimits) -> StopReason | None:
@@ -67,19 +74,15 @@ def stopped(progress: Progress, limits: GuardLimits) -> StopReason | None:
     return "tool_failures" if progress.failures.count >= limits.run_failures else None
 
 
-def refusal(progress: Progress, call: ToolCall, limits: GuardLimits, *, turn: int) -> str | None:
-    """What the model is told instead of running the call; None if it may run."""
+def refusal(progress: Progress, call: ToolCall, limits: GuardLimits, *, turn: int) -> tuple[Refused, str] | None:
+    """Why the call is refused, and what the model is told; None if it may run."""
     if _before(progress.seen.get(fingerprint(call)), turn) >= limits.repeats_noted:
-        return (
-            f"refused: this exact call has given the same result {limits.repeats_noted} times and nothing has changed since. "
-            "Use the result you have, call something else, or answer."
-        )
+        said = f"this exact call has given the same result {limits.repeats_noted} times and nothing has changed since"
+        return "repeats", f"refused: {said}. Use the result you have, call something else, or answer."
     failing = progress.failing.get(call.name)
     if failing is not None and failing.turn != turn and failing.count >= limits.tool_failures:
-        return (
-            f"refused: {call.name} has failed {failing.count} times in a row. Do something else first: "
-            "another tool, or tell the user what does not work."
-        )
+        said = f"{call.name} has failed {failing.count} times in a row"
+        return "failures", f"refused: {said}. Do something else first: another tool, or tell the user what does not work."
     return None
 
 

@@ -220,13 +220,13 @@ class ToolFinished(Fact, frozen=True, kw_only=True, gc=False):
     """A call has its result. Without a `ToolStarted` before it, nothing ran.
 
     Attributes:
-        refused: The run refused the call because it had failed or repeated too often.
+        refused: The run refused the call, because its tool had failed or it had been repeated too often.
     """
 
     turn: int
     position: int
     result: ToolMessage
-    refused: bool = False
+    refused: Literal["failures", "repeats"] | None = None
 
 
 class Ended(Fact, frozen=True, kw_only=True, gc=False):
@@ -288,5 +288,5 @@ def event_from_json(line: bytes | str) -> Event:
     """
     try:
         return _decoder().decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UsageError(f"not an event: {error}", hint="Was it written by a newer version of treadle?") from None

@@ -150,5 +150,5 @@ def messages_from_json(data: bytes | str) -> tuple[Message, ...]:
     """
     try:
         return msgspec.json.decode(data, type=tuple[Message, ...])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise HistoryError(f"not a conversation: {error}", hint="Pass what `messages_to_json` wrote.") from None

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated, UsageError
 from treadle.values.events import Delta
-from treadle.values.messages import AssistantMessage, Message, Thinking, ToolMessage
+from treadle.values.messages import AssistantMessage, Message, SystemMessage, Thinking, ToolMessage
 from treadle.values.request import ModelRequest, Options, Reply
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
@@ -131,9 +131,11 @@ class ChatDecoder:
             what = "after its text began" if not self._fold.empty else "after nothing at all"
             self.error = StreamTruncated(f"the stream ended {what}, without a finish reason")
         if self.error is None and self._fold.empty and FINISH.get(self._finish_said or "") == "tool_use":
-            self.error = BadStream(
-                "the server says that the model called tools, but sent no call",
-                hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
+            self._fail(
+                BadStream(
+                    "the server says that the model called tools, but sent no call",
+                    hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
+                )
             )
         return self._fold.take()
 
@@ -304,7 +306,9 @@ class ChatDecoder:
         body = body.lstrip(b"\xef\xbb\xbf")
         try:
             msgspec.json.decode(body, type=msgspec.Raw)
-        except msgspec.MsgspecError:
+        except RecursionError:
+            raise BadStream("the server answered with JSON that is nested too deeply") from None
+        except (msgspec.MsgspecError, UnicodeError):
             raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         self._frame("", body)
         if not self.finished:
@@ -364,7 +368,11 @@ class ChatEncoder:
             known = 0
             self._written.clear()
         if not self._written and request.instructions:
-            self._add({"role": "system", "content": request.instructions})
+            first = request.messages[0] if request.messages else None
+            system = request.instructions
+            if isinstance(first, SystemMessage):  # many templates take one system message, at the start
+                system, known = f"{system}\n\n{first.content}", 1
+            self._add({"role": "system", "content": system})
         for message in request.messages[known:]:
             item = _message(message, self._dialect)
             if item["content"] != "" or item["role"] != "assistant":  # strict servers refuse an assistant that says nothing
@@ -470,7 +478,7 @@ def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
 def _is_object(text: str) -> bool:
     try:
         return type(msgspec.json.decode(text)) is dict
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 
 

@@ -78,7 +78,7 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
     try:
         parsed = object_(msgspec.json.decode(body))
         detail = parsed.get("error", parsed)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         pass
     if 300 <= status < 400:
         return BadStream(
