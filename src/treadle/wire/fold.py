@@ -132,7 +132,7 @@ class ReplyFold:
         if not (id or name or arguments):
             return
         self.flush()
-        if id and name and arguments and self._is_repeated(id, name, arguments):
+        if id and name and arguments and self._is_repeated(index, id, name, arguments):
             return
         call = self._candidate(index, id, name, arguments)
         if call is None:
@@ -180,8 +180,10 @@ class ReplyFold:
         if self._splitter.raw and not self._parts:
             self._parts.append(_Pieces("content", self._splitter))
 
-    def _is_repeated(self, id: str, name: str, arguments: str) -> bool:
+    def _is_repeated(self, index: Any, id: str, name: str, arguments: str) -> bool:
         last = self._written
+        if last is not None and None not in (index, last.index) and index != last.index:
+            return False
         return (
             last is not None and (last.id, last.name) == (id, name) and "".join(last.arguments) == arguments and last.complete()
         )
