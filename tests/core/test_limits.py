@@ -1,4 +1,4 @@
-"""The bounds of CONTRACT section 5, over bytes on a real socket and a virtual clock."""
+"""The bounds of a run, over bytes on a real socket and a virtual clock."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 def test_its_examples_run(llamacpp: LlamaServer) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     where = urlsplit(llamacpp.base_url)
     environment = {**os.environ, "LLAMA_ARG_HOST": str(where.hostname), "LLAMA_ARG_PORT": str(where.port)}
     # The model is greedy here so that the test is exact; a user's server decides for itself.

@@ -1,4 +1,4 @@
-"""Law 2 (terminal proof), law 3 (text), and the shapes of CONTRACT section 4 that are not about calls."""
+"""Law 2 (terminal proof), law 3 (text), and the wire shapes that are not about calls."""
 
 from __future__ import annotations
 

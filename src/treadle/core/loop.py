@@ -59,6 +59,7 @@ class Loop:
         deadline = asyncio.timeout(self._plan.limits.deadline_s)
         try:
             async with deadline, AsyncExitStack() as held:
+                held.push_async_callback(self._plan.toolbox.settle)  # first in, last out: connections are closed by then
                 for fact in self._first:
                     await self.commit(fact)
                 while step := next_step(self.state, self._plan.limits):

@@ -28,6 +28,7 @@ class Executor:
     def __init__(self, tools: Iterable[FunctionTool[..., Any]], limits: Limits) -> None:
         self._tools = {tool.spec.name: tool for tool in tools}
         self._limits = limits
+        self._cancelled: set[asyncio.Task[Any]] = set()
 
     def prepare(self, call: ToolCall) -> Execution | ToolMessage:
         """What to run; or, for an unknown tool or arguments that fail a gate, the result that says so."""
@@ -40,13 +41,13 @@ class Executor:
         except InvalidArguments as error:
             said = f"invalid arguments: {error}. Nothing ran. Arguments as received: {call.arguments[:500]}"
             return _error(call, said)
-        return Execution(call, tool, bound, self._limits)
+        return Execution(call, tool, bound, self._limits, self._cancelled)
 
     async def run_in_turn(self, jobs: Sequence[tuple[Concurrency, Callable[[], Awaitable[None]]]]) -> None:
         """Run one turn's jobs, given in call order: none starts before an earlier one that it conflicts with has ended.
 
-        Read-only jobs do not conflict with each other; every other pair does. Cancelled, it cancels the jobs and gives
-        them a second.
+        Read-only jobs do not conflict with each other; every other pair does. Cancelled, it cancels the jobs; `settle` then
+        waits for their tools.
         """
         if len(jobs) == 1:
             await jobs[0][1]()
@@ -72,11 +73,25 @@ class Executor:
             if running:
                 await asyncio.wait(running, timeout=_GRACE_S)
 
+    async def settle(self) -> None:
+        """Give the tools of a cancelled run a moment to clean up. What still runs then is left behind."""
+        cancelled, self._cancelled = self._cancelled, set()
+        if cancelled:
+            await _settled(cancelled)
+
 
 class Execution:
     """A call that passed every gate."""
 
-    def __init__(self, call: ToolCall, tool: FunctionTool[..., Any], bound: BoundCall, limits: Limits) -> None:
+    def __init__(
+        self,
+        call: ToolCall,
+        tool: FunctionTool[..., Any],
+        bound: BoundCall,
+        limits: Limits,
+        cancelled: set[asyncio.Task[Any]],
+    ) -> None:
+        self._cancelled = cancelled
         self.concurrency: Concurrency = tool.concurrency
         self._call = call
         self._bound = bound
@@ -93,10 +108,12 @@ class Execution:
         try:
             done, _ = await asyncio.wait([task], timeout=self._timeout_s)
         except asyncio.CancelledError:
-            await _stop(task)
+            task.cancel()
+            self._cancelled.add(task)  # waited for later: the server's connection is closed first
             raise
         if not done:
-            await _stop(task)
+            task.cancel()
+            await _settled({task})
             return _error(call, f"timed out after {self._timeout_s:g} s. It may have taken effect.")
         try:
             value, error = task.result()
@@ -115,7 +132,7 @@ class Execution:
         """What the tool returned or raised. A SystemExit that leaves a task would end the event loop."""
         try:
             return await self._bound.run(), None
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        except (asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:
             return None, error
@@ -137,15 +154,15 @@ def left_behind() -> tuple[str, ...]:
     return tuple(sorted(task.get_name() for task in _left_behind))
 
 
-async def _stop(task: asyncio.Task[Any]) -> None:
-    """Cancel a tool; after the grace, leave it behind."""
-    task.cancel()
+async def _settled(cancelled: set[asyncio.Task[Any]]) -> None:
+    """Wait for cancelled tools; after the grace, leave behind those that still run."""
     try:
-        await asyncio.wait([task], timeout=_GRACE_S)
+        await asyncio.wait(cancelled, timeout=_GRACE_S)
     finally:
-        if not task.done():
-            _left_behind.add(task)
-        task.add_done_callback(_forget)
+        for task in cancelled:
+            if not task.done():
+                _left_behind.add(task)
+            task.add_done_callback(_forget)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

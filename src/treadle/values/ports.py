@@ -98,7 +98,11 @@ class Toolbox(Protocol):
         ...
 
     async def run_in_turn(self, jobs: Sequence[Job]) -> None:
-        """Run one turn's jobs, given in call order, as their concurrency allows. None is left running on the way out."""
+        """Run one turn's jobs, given in call order, as their concurrency allows. Cancelled, it cancels them."""
+        ...
+
+    async def settle(self) -> None:
+        """Wait a moment for tools that were cancelled; returns at once if none was."""
         ...
 
 
