@@ -121,8 +121,7 @@ class Loop:
         except ModelError as error:
             await self._recover(error, step)
             return
-        fact = meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
-        await self.commit(fact)
+        await self.commit(meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues))
         self._receiving = None
 
     async def _recover(self, error: ModelError, step: CallModel) -> None:
