@@ -7,7 +7,6 @@ any journal. Every way out of `drive` has committed exactly one ending.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,8 +18,8 @@ from treadle.errors import ModelError, TreadleError
 from treadle.policy import guard
 from treadle.policy.meter import Meter
 from treadle.policy.recovery import check_fits, decide
-from treadle.store.append import GRACE_S, append
-from treadle.values.events import Ended, ErrorRecord, Event, Fact, Failed, ToolFinished, ToolStarted
+from treadle.store.append import Writer
+from treadle.values.events import Discarded, Ended, ErrorRecord, Event, Fact, Failed, Replied, Retried, ToolFinished, ToolStarted
 from treadle.values.messages import AssistantMessage, ToolCall, ToolMessage, joined
 from treadle.values.ports import Connection, Job, PreparedCall, ReplyStream
 from treadle.values.state import OpenCall, RunResult, State
@@ -36,7 +35,10 @@ class Loop:
 
     Attributes:
         state: The run, as far as it came.
+        failure: What it failed with, once it has.
     """
+
+    failure: BaseException | None = None
 
     def __init__(
         self, state: State, plan: Plan, first: Sequence[Fact] = (), watch: Callable[[Sequence[Event]], None] | None = None
@@ -45,7 +47,7 @@ class Loop:
         self._plan = plan
         self._first = first
         self._watch = watch
-        self._order = asyncio.Lock()  # parallel tools commit one at a time: journal, state and watchers agree
+        self._writer = Writer(plan.journal, state.run_id, self._accept)
         self._connections: dict[int, Connection] = {}
         self._receiving: ReplyStream | None = None
 
@@ -59,44 +61,42 @@ class Loop:
         deadline = asyncio.timeout(self._plan.limits.deadline_s)
         try:
             async with deadline, AsyncExitStack() as held:
-                held.push_async_callback(self._plan.toolbox.settle)  # first in, last out: connections are closed by then
+                held.push_async_callback(self._plan.toolbox.settle)  # last out: connections are closed by then
+                held.push_async_callback(self._writer.settle)
                 for fact in self._first:
-                    await self.commit(fact)
+                    await self._writer.append(fact)
                 while step := next_step(self.state, self._plan.limits):
                     if isinstance(step, CallModel):
                         await self._call_model(step, held)
                     elif isinstance(step, CallTools):
                         await self._call_tools(step)
                     else:
-                        await self.commit(step)
+                        await self._writer.append(step)
         except asyncio.CancelledError:
-            await self._end(Ended(stop_reason="cancelled", partial=self._partial()))
+            await self._writer.end(Ended(stop_reason="cancelled", partial=self._partial()))
             raise
         except BaseException as error:
             if isinstance(error, TimeoutError) and deadline.expired():
-                await self._end(Ended(stop_reason="deadline", partial=self._partial()))
+                await self._writer.end(Ended(stop_reason="deadline", partial=self._partial()))
                 return
-            await self._end(Failed(error=ErrorRecord.of(error), partial=self._partial()))
-            if isinstance(error, TreadleError):
-                error.result = RunResult.of(self.state)
+            self.failure = error
+            try:
+                await self._writer.end(Failed(error=ErrorRecord.of(error), partial=self._partial()))
+            finally:
+                if isinstance(error, TreadleError):
+                    error.result = RunResult.of(self.state)
             raise
-
-    async def commit(self, fact: Fact) -> None:
-        """Journal a fact, apply it, show it."""
-        if self._plan.journal is None or self.state.ended:
-            self._accept(fact)
-            return
-        async with self._order:
-            await append(self._plan.journal, self.state.run_id, fact, self._accept)
 
     def abandon(self) -> None:
         """End the run as cancelled at once, for a task that will not do it: nothing it does later is accepted."""
-        self._accept(Ended(stop_reason="cancelled", partial=self._partial()))
+        self._writer.close(Ended(stop_reason="cancelled", partial=self._partial()))
 
     def _accept(self, fact: Fact) -> None:
         if self.state.ended:
             return
         self.state = apply(self.state, fact)
+        if isinstance(fact, Replied | Retried | Discarded):
+            self._receiving = None  # it is a fact now, or void
         if self._watch is not None:
             self._watch((fact,))
 
@@ -121,8 +121,9 @@ class Loop:
         except ModelError as error:
             await self._recover(error, step)
             return
-        await self.commit(meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues))
-        self._receiving = None
+        await self._writer.append(
+            meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
+        )
 
     async def _recover(self, error: ModelError, step: CallModel) -> None:
         """Do what the policy says about a failed call; raise its error if that is to end the run."""
@@ -134,8 +135,7 @@ class Loop:
                 error.message += f" (after {self.state.attempt + 1} attempts)"
             raise error
         for fact in facts:
-            await self.commit(fact)
-        self._receiving = None
+            await self._writer.append(fact)
 
     async def _call_tools(self, step: CallTools) -> None:
         jobs: list[Job] = []
@@ -166,7 +166,7 @@ class Loop:
         started = ToolStarted(
             turn=turn, position=position, call_id=call.id, name=call.name, arguments=call.arguments, changes=changes
         )
-        await self.commit(started)
+        await self._writer.append(started)
         await self._finish(turn, position, call, await prepared.run())
 
     async def _finish(
@@ -174,16 +174,7 @@ class Loop:
     ) -> None:
         if not refused:
             result = guard.note(self.state.progress, call, result, self._plan.limits.guard, turn=turn)
-        await self.commit(ToolFinished(turn=turn, position=position, result=result, refused=refused))
-
-    async def _end(self, ending: Ended | Failed) -> None:
-        """Commit an ending unless there is one. It is shown even where the journal cannot take it, or not in time."""
-        if self.state.ended:
-            return
-        with contextlib.suppress(Exception):  # the first error is the one to tell; a full disk would fail here again
-            async with asyncio.timeout(GRACE_S):
-                await self.commit(ending)
-        self._accept(ending)
+        await self._writer.append(ToolFinished(turn=turn, position=position, result=result, refused=refused))
 
     def _shown(self) -> AssistantMessage | None:
         """What was shown of the turn under way, an earlier attempt that this one extends included."""

@@ -88,7 +88,8 @@ class Run:
             self._over = True
             assert self._task is not None
             await asyncio.wait([self._task])
-            self._task.result()
+            if self._loop is not None and self._loop.failure is not None:
+                raise self._loop.failure
             raise StopAsyncIteration
         event = await self._mailbox.get()
         if isinstance(event, Ended):

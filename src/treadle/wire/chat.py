@@ -179,7 +179,7 @@ class ChatDecoder:
         for event, payload in self._sse.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
                 self._frame(event, payload)
-        if self._begun and not self._frames:
+        if clean and self._begun and not self._frames:
             raise BadStream("the answer is not an event stream: it holds no event at all")
         if self._wavered and clean:
             self.finished = self._finish_said is not None
