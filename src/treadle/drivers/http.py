@@ -216,6 +216,7 @@ class HttpReply:
         self._watchdog: asyncio.TimerHandle | None = None
         self._bytes_read = 0
         self._progress = 0
+        self._closed: asyncio.Future[None] | None = None  # of the connection, which other replies will use
         self._draining = False
         self._over = False
 
@@ -243,8 +244,9 @@ class HttpReply:
         if line is not None and line.protocol is not None:
             if self._response.headers.get("Server") in _CLOSES_UNASKED:
                 line.protocol.force_close()
-            if line.protocol.closed is not None:
-                line.protocol.closed.add_done_callback(self._lost)
+            self._closed = line.protocol.closed
+            if self._closed is not None:
+                self._closed.add_done_callback(self._lost)
         self._expect_within(self._deadline - asyncio.get_running_loop().time())
         return self
 
@@ -344,6 +346,8 @@ class HttpReply:
     def _close(self) -> None:
         """Close the connection, unless the body was read to its end: then it went back to the pool by itself."""
         self._stop_watching()
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._lost)
         response = self._response
         if response is None:
             self._connection.abort()
