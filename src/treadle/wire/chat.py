@@ -176,10 +176,11 @@ class ChatDecoder:
     def _close(self, clean: bool) -> None:
         if self._body is not None:
             self._whole(b"".join(self._body))
+        has_lines = self._sse.has_lines
         for event, payload in self._sse.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
                 self._frame(event, payload)
-        if clean and self._begun and not self._frames:
+        if has_lines and self._begun and not self._frames:
             raise BadStream("the answer is not an event stream: it holds no event at all")
         if self._wavered and clean:
             self.finished = self._finish_said is not None

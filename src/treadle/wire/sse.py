@@ -43,6 +43,11 @@ class SSEDecoder:
         self._first_line = True
         self._skip_lf = False  # the last chunk ended in CR: a LF right after it belongs to the same line end
 
+    @property
+    def has_lines(self) -> bool:
+        """At least one whole line has been read."""
+        return not self._first_line
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames these bytes complete."""
         if self.overflow:
