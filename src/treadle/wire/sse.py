@@ -74,11 +74,17 @@ class SSEDecoder:
         self._tail_size = len(last)
         if self._first_line:
             self._first_line = False
+            if len(lines[0]) > self._max_held:
+                self.overflow = True
+                return []
             lines[0] = lines[0].removeprefix(_BOM)
 
         frames: list[Frame] = []
-        pending = self._data
+        pending, held = self._data, self._max_held
         for line in lines:
+            if self._size + len(line) > held:  # the same bound as for a line that is still coming, so that cuts do not matter
+                self.overflow = True
+                break
             if line[:6] == b"data: ":
                 pending.append(line[6:])
                 self._size += len(line) - 5
@@ -92,12 +98,10 @@ class SSEDecoder:
                     pending.clear()
                     self._size = 0
                 self._event = ""
-            elif len(line) > self._max_held:
-                self.overflow = True
-                break
             else:
                 self._field(line)
-        self._check()
+        if not self.overflow:
+            self._check()
         return frames
 
     def close(self) -> list[Frame]:
