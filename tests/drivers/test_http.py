@@ -32,7 +32,8 @@ from tests.harness import (
     usage_chunk,
 )
 from treadle.drivers import http
-from treadle.drivers.http import HttpDriver, check_url, proxy_for
+from treadle.drivers.address import check_url, proxy_for, ssl_context
+from treadle.drivers.http import HttpDriver
 from treadle.errors import (
     BadStream,
     ConnectFailed,
@@ -421,10 +422,10 @@ class TestProxies:
     def test_a_private_ca(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-        http.ssl_context.cache_clear()
+        ssl_context.cache_clear()
         with pytest.raises(FileNotFoundError):
-            http.ssl_context()
-        http.ssl_context.cache_clear()
+            ssl_context()
+        ssl_context.cache_clear()
 
 
 def test_get_json_survives_anything() -> None:

@@ -31,7 +31,8 @@ from treadle import (
     UserMessage,
 )
 from treadle.values.history import check_history, repaired
-from treadle.wire.chat import ChatCodec, ChatEncoder
+from treadle.wire.chat import ChatCodec
+from treadle.wire.chat_requests import ChatEncoder
 from treadle.wire.dialects import Dialect
 
 ids = st.sampled_from(["a", "b", "c", "d"])

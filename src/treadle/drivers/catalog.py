@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from treadle.drivers.http import ApiKey, check_url
+from treadle.drivers.address import ApiKey, check_url
 from treadle.errors import UsageError
 from treadle.values.ports import Driver
 from treadle.wire.dialects import LLAMACPP, Dialect

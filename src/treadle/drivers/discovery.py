@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from msgspec import structs
 
+from treadle.drivers.address import ApiKey, is_loopback
 from treadle.drivers.catalog import PRESETS, Preset, addresses, key_at, preset_at
-from treadle.drivers.http import ApiKey, HttpDriver, is_loopback
+from treadle.drivers.http import HttpDriver
 from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection

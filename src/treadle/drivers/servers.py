@@ -19,7 +19,8 @@ from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
 
-from treadle.drivers.http import ApiKey, check_url, get_json
+from treadle.drivers.address import ApiKey, check_url
+from treadle.drivers.http import get_json
 from treadle.errors import UsageError
 from treadle.values.request import ModelInfo
 
