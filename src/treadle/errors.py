@@ -103,7 +103,9 @@ class MissingExtra(UsageError):
     """An optional part of treadle is needed and not installed."""
 
     def __init__(self, what: str, *, extra: str) -> None:
-        super().__init__(f"{what} needs the extra `{extra}`, which is not installed", hint=f"pip install 'treadle[{extra}]'")
+        super().__init__(
+            f"{what} needs the extra `{extra}`, which is not installed", hint=f"In treadle's directory: pip install '.[{extra}]'"
+        )
 
 
 class ToolError(TreadleError):

@@ -18,6 +18,8 @@ from treadle import LlamaServer
 TOOLS = '''
 import time
 
+NUMBER = 7
+
 def get_weather(city: str) -> str:
     """Get the weather for a city"""
     return "18 C, sunny"
@@ -87,11 +89,14 @@ def test_the_prompt_from_standard_input_and_instructions(llamacpp: LlamaServer, 
         (["--tool", "mytools.py:nothing"], 2, "has no nothing"),
         (["--tool", "nowhere:f"], 2, "cannot be imported"),
         (["--tool", "mytools"], 2, "names no function"),
+        (["--tool", "broken.py:f"], 2, "SyntaxError"),
+        (["--tool", "mytools.py:NUMBER"], 2, "NUMBER is a int"),
         (["--max-turns", "0"], 2, "--max-turns"),
     ],
 )
 def test_exit_codes_and_errors_that_help(llamacpp: LlamaServer, here: Path, arguments: list[str], code: int, said: str) -> None:
     (here / "mytools.gguf").write_text("not a model")
+    (here / "broken.py").write_text("def f(:")
     done = treadle(*ask(llamacpp), *arguments, cwd=here)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
@@ -136,6 +141,13 @@ def test_the_demo(here: Path) -> None:
     assert order == ["tool_started", "tool_started", "tool_finished", "tool_finished"]
 
 
+def test_a_tool_file_may_have_the_name_of_a_module(llamacpp: LlamaServer, here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "json.py").write_text((here / "mytools.py").read_text())
+    done = treadle(*ask(llamacpp, "--tool", "sub/json.py:get_weather"), cwd=here)
+    assert (done.returncode, done.stdout) == (0, "The weather in Oslo: 18 C, sunny.\n")
+
+
 def test_help_teaches(here: Path) -> None:
     assert "treadle demo" in treadle("--help", cwd=here).stdout
     said = treadle("run", "--help", cwd=here).stdout
@@ -146,4 +158,4 @@ def test_without_the_extra_it_says_how_to_install_it(here: Path) -> None:
     code = "import sys; sys.modules['rich'] = None; from treadle.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'treadle[cli]'" in done.stderr
+    assert "pip install '.[cli]'" in done.stderr

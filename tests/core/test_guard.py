@@ -205,6 +205,11 @@ class TestFailures:
         assert result.stop_reason == "end"
         assert told[-1] == "text of a"
 
+    def test_a_server_that_never_says_why_it_stops_is_not_asked_for_ever(self) -> None:
+        cut = sse(*reply(calls=[("read", {"path": "a"})], finish="new_reason"))
+        result, _, _ = play(*[cut] * 6)
+        assert result.stop_reason == "tool_failures"
+
 
 def test_what_the_model_is_told_is_in_the_messages_too() -> None:
     result, _, _ = play(*[turn(("read", {"path": "a"}))] * 3, FINE)

@@ -32,11 +32,14 @@ from treadle import (
     Agent,
     Asked,
     AssistantMessage,
+    Cooldown,
     Ended,
     Event,
     Fact,
     Failed,
+    GuardLimits,
     HttpDriver,
+    InvalidRequest,
     Limits,
     ModelTimeout,
     Options,
@@ -198,18 +201,22 @@ class TestTools:
 
         run_virtual(main())
 
-    def test_no_parallel_tools_at_all_is_one(self) -> None:
-        @tool(concurrency="read_only")
-        async def look() -> str:
-            """Look."""
-            return "seen"
-
-        async def main() -> None:
-            script = [sse(*reply(calls=[("look", {}), ("look", {})])), sse(*reply("Done"))]
-            async with ByteServer(script) as server:
-                assert (await agent_of(server, look, limits=Limits(parallel_tools=0)).run("Hi")).text == "Done"
-
-        run_virtual(main())
+    @pytest.mark.parametrize(
+        ("made", "field"),
+        [
+            (lambda: Limits(parallel_tools=0), "parallel_tools"),
+            (lambda: Limits(max_turns="5"), "max_turns"),  # type: ignore[arg-type]
+            (lambda: Limits(tool_result_chars=-5), "tool_result_chars"),
+            (lambda: Timeouts(silence_s=-1), "silence_s"),
+            (lambda: Timeouts(connect_s=float("nan")), "connect_s"),
+            (lambda: GuardLimits(repeats_stop=0), "repeats_stop"),
+            (lambda: RetryPolicy(attempts=0), "attempts"),
+            (lambda: Cooldown("ollama/x", failures=0), "failures"),
+        ],
+    )
+    def test_a_bound_that_cannot_work_is_refused_where_it_is_written(self, made: Any, field: str) -> None:
+        with pytest.raises(UsageError, match=field):
+            made()
 
 
 class TestEndings:
@@ -297,6 +304,16 @@ class TestJournals:
                     async with asyncio.timeout(5):
                         await agent_of(server, journal=Slow(kind, 6000)).run("Hi")
                 assert asyncio.get_running_loop().time() <= 6
+
+        run_virtual(main())
+
+    def test_a_slow_journal_still_gets_the_failure(self) -> None:
+        async def main() -> None:
+            journal = Slow(Failed, 3)
+            async with ByteServer([json_reply({}, status=400)]) as server:
+                with pytest.raises(InvalidRequest):
+                    await agent_of(server, journal=journal).run("Hi")
+            assert [type(fact) for fact in journal.facts] == [Asked, Failed]
 
         run_virtual(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from treadle import (
     Agent,
     Answer,
     AuthenticationFailed,
+    ConnectFailed,
     ContextOverflow,
     Discarded,
     Event,
@@ -55,6 +57,7 @@ from treadle import (
     tool,
 )
 from treadle.drivers.cooldown import Cooldown
+from treadle.values.tokens import Calibration
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect
 
@@ -231,9 +234,27 @@ class TestAfterTheFirstDelta:
         assert isinstance(came, RunResult) and came.text == "Fine"
         assert any(isinstance(e, Discarded) for e in events)
 
+    def test_a_server_that_refuses_to_go_on_is_asked_anew(self) -> None:
+        refused = json_reply({"error": {"message": "Assistant response prefill is incompatible"}}, status=400)
+        came, events, _, _ = outcome([self.CUT, refused, FINE], on_interrupted="continue", dialect=Dialect(continues={}))
+        assert isinstance(came, RunResult) and came.text == "Fine"
+        assert Discarded(turn=1, attempt=1) in events
+
+    def test_tags_in_the_middle_of_an_answer_are_text(self) -> None:
+        rest = sse(text_chunk("<think> is a tag</think> ok"), finish_chunk())
+        came, _, _, _ = outcome([self.CUT, rest], on_interrupted="continue", dialect=Dialect(continues={}))
+        assert isinstance(came, RunResult) and came.text == "Hello<think> is a tag</think> ok"
+
+    def test_what_a_failed_attempt_cost_counts_for_the_run(self) -> None:
+        cut = sse(*[text_chunk("four letter word ") for _ in range(20)], done=False)
+        limits = Limits(output_tokens_per_run=100)
+        came, _, requests, _ = outcome([cut] * 4, limits=limits, retry=RetryPolicy(attempts=9, first_wait_s=0))
+        assert isinstance(came, RunResult) and came.stop_reason == "output_limit"
+        assert len(requests) == 2
+
     def test_a_continuation_that_fails_for_good_keeps_all_that_was_shown(self) -> None:
-        came, _, _, _ = outcome([self.CUT, json_reply({}, status=400)], on_interrupted="continue", dialect=Dialect(continues={}))
-        assert isinstance(came, InvalidRequest) and came.result is not None
+        came, _, _, _ = outcome([self.CUT, json_reply({}, status=401)], on_interrupted="continue", dialect=Dialect(continues={}))
+        assert isinstance(came, AuthenticationFailed) and came.result is not None
         assert came.result.text == "Hello"
 
 
@@ -319,6 +340,10 @@ class TestFallback:
         assert [(f.attempt, f.driver, f.turn, f.error.status) for f in seen] == [(1, 0, 1, 500), (2, 0, 1, 500), (1, 1, 1, 500)]
         assert isinstance(events[-2], Replied)
 
+    def test_going_on_to_the_next_model_needs_no_budget(self) -> None:
+        came, _, asked, _ = self.two([DOWN], [FINE], retry=RetryPolicy(run_budget=0))
+        assert came.text == "Fine" and asked == [1, 1]
+
     def test_a_strategy_cannot_break_the_budget(self) -> None:
         came, events, asked, _ = self.two(
             [DOWN] * 20, [], strategy=lambda _: Retry(), retry=RetryPolicy(attempts=99, first_wait_s=0)
@@ -360,12 +385,56 @@ class TestCooldown:
 
         run_virtual(main())
 
-    def test_errors_of_the_request_do_not_count(self) -> None:
+    def test_a_server_that_is_not_there_cools_down_too_and_is_then_asked_nothing(self) -> None:
+        asked: list[str] = []
+
+        class Gone:
+            model, calibration, continuable = "gone", Calibration(), False
+
+            @asynccontextmanager
+            async def connect(self) -> Any:
+                asked.append("connect")
+                raise ConnectFailed("nobody is there")
+                yield
+
+            async def info(self) -> ModelInfo:
+                asked.append("info")
+                return ModelInfo(model="m", server="x")
+
         async def main() -> None:
-            async with ByteServer([json_reply({}, status=400)] * 5 + [FINE]) as server:
+            agent = Agent(Cooldown(Gone(), failures=2), retry=RetryPolicy(attempts=1))
+            kinds = []
+            for _ in range(5):
+                with pytest.raises(ModelError) as caught:
+                    await agent.run("Hi")
+                kinds.append(type(caught.value).__name__)
+            assert kinds == ["ConnectFailed"] * 2 + ["Overloaded"] * 3
+            with pytest.raises(Overloaded):
+                await agent.driver.info()
+            assert asked == ["connect", "connect"]
+
+        run_virtual(main())
+
+    def test_while_one_call_probes_the_others_are_told_to_wait(self) -> None:
+        async def main() -> None:
+            slow = sse(text_chunk("Fi"), Wait(8), text_chunk("ne"), finish_chunk())
+            async with ByteServer([DOWN, slow, FINE]) as server:
+                agent = Agent(Cooldown(HttpDriver(ChatCodec(), server.url, "m"), failures=1, cooldown_s=30))
+                with pytest.raises(ServerError):
+                    await Agent(agent.driver, retry=RetryPolicy(attempts=1)).run("Hi")
+                await asyncio.sleep(31)
+                both = await asyncio.gather(agent.run("Hi"), agent.run("Hi"))
+                assert [r.text for r in both] == ["Fine", "Fine"]
+
+        run_virtual(main())
+
+    @pytest.mark.parametrize("body", [{}, {"type": "exceed_context_size_error"}, {"code": "content_filter"}])
+    def test_errors_of_the_request_do_not_count(self, body: Any) -> None:
+        async def main() -> None:
+            async with ByteServer([json_reply({"error": body}, status=400)] * 5 + [FINE]) as server:
                 agent = Agent(Cooldown(HttpDriver(ChatCodec(), server.url, "m"), failures=1))
                 for _ in range(5):
-                    with pytest.raises(InvalidRequest):
+                    with pytest.raises(ModelError):
                         await agent.run("Hi")
                 assert (await agent.run("Hi")).text == "Fine"
 

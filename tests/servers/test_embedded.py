@@ -16,6 +16,7 @@ import pytest
 import treadle_tiny
 from msgspec import structs
 
+from treadle.core.agent import Agent
 from treadle.drivers.catalog import PRESETS, driver_for
 from treadle.drivers.embedded import LlamaServer
 from treadle.drivers.servers import Found, look_at
@@ -210,5 +211,14 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(MissingExtra) as caught, LlamaServer(MODEL):
         pass
-    assert "treadle[embedded]" in caught.value.hint
+    assert ".[embedded]" in caught.value.hint
     importlib.import_module("treadle.drivers.embedded")  # which loads without it
+
+
+def test_a_word_that_would_crash_the_process_is_not_sent(llamacpp: LlamaServer) -> None:
+    """30,000 characters without a blank end the process in llama.cpp's tokenizer; 16,000 are read."""
+    agent = Agent(llamacpp.driver, options=Options(max_tokens=1))
+    with pytest.raises(ContextOverflow, match="30,000 characters without a blank"):
+        agent.run_sync("x" * 30_000)
+    with pytest.raises(ContextOverflow, match="HTTP 400"):
+        agent.run_sync("x" * 16_000)

@@ -13,7 +13,10 @@ def main() -> None:
         import click  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import rich  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        print("The treadle command needs the extra `cli`. Install it with:\n\n    pip install 'treadle[cli]'", file=sys.stderr)
+        print(
+            "The treadle command needs the extra `cli`. In treadle's directory, install it with:\n\n    pip install '.[cli]'",
+            file=sys.stderr,
+        )
         sys.exit(2)
     from treadle.cli.main import treadle
 

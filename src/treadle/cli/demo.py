@@ -39,9 +39,9 @@ _INTRO = (
     "The model is tiny: it knows five tools and little else. The weather is made up, the rest is real.\n"
 )
 _OUTRO = """
-Next, with a real model:
+Next, with a real model (in a clone, put `uv run` before each):
 
-  treadle run "What is in this directory?"  --model local             whatever model server runs here
+  treadle run "Why is the sky blue?"                                  whatever model server runs here
   treadle run "..." --model ollama/qwen3:8b                           Ollama, after: ollama pull qwen3:8b
   treadle run "..." --model ./some-model.gguf                         any GGUF file, no server needed
   treadle run "..." --tool mytools.py:my_function                     with a function of yours

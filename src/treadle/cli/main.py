@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
-from treadle.cli.exits import EXITS, of_error, of_stop_reason
+from treadle.cli.exits import EXITS, USAGE, of_error, of_stop_reason
 from treadle.cli.render import Renderer, renderer_for
 from treadle.core.agent import Agent
 from treadle.errors import ModelError, TreadleError, UsageError
@@ -82,8 +84,8 @@ def run(
     In a terminal everything is drawn; in a pipe the answer alone goes to standard output and notes on tools and
     errors to standard error; with --json every event is a line.
     """
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    with _errors():
+        prompt = sys.stdin.read() if prompt == "-" else prompt
     with _errors(), _model(model, note=not as_json) as driver:
         agent = Agent(
             driver,
@@ -169,6 +171,9 @@ def _errors() -> Generator[None]:
         # Point standard output elsewhere, so that the interpreter's own flush at exit does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a full disk behind standard output
+        click.echo(f"error: {error.strerror or error}", err=True)
+        sys.exit(USAGE)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -179,7 +184,7 @@ def _model(model: str, *, note: bool) -> Generator[Driver]:
     from treadle.drivers.catalog import driver_for
     from treadle.drivers.discovery import DiscoveredDriver
 
-    if model.endswith(".gguf"):
+    if model.lower().endswith(".gguf"):
         from treadle.drivers.embedded import LlamaServer
 
         with LlamaServer(Path(model)) as server:
@@ -197,21 +202,37 @@ def _model(model: str, *, note: bool) -> Generator[Driver]:
 def _load_tool(name: str) -> Callable[..., Any]:
     """The function that `module:function` or `file.py:function` names. The working directory is on the path."""
     module_name, colon, function_name = name.rpartition(":")
+    if "" not in sys.path:
+        sys.path.append("")
     hint = "Write --tool MODULE:FUNCTION or --tool FILE.py:FUNCTION."
     if not colon or not module_name:
         raise UsageError(f"--tool {name}: names no function", hint=hint)
     path = Path(module_name)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise UsageError(f"--tool {name}: there is no file {module_name}", hint=hint)
-        sys.path.insert(0, str(path.resolve().parent))
-        module_name = path.stem
-    elif "" not in sys.path:
-        sys.path.insert(0, "")
+    if path.suffix == ".py" and not path.is_file():
+        raise UsageError(f"--tool {name}: there is no file {module_name}", hint=hint)
     try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except ImportError as error:
-        raise UsageError(f"--tool {name}: {module_name} cannot be imported ({error})", hint=hint) from error
+        module = _from_file(path) if path.suffix == ".py" else importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # it is the user's code, and may do anything
+        raise UsageError(
+            f"--tool {name}: {module_name} cannot be imported ({type(error).__name__}: {error})", hint=hint
+        ) from error
+    function = getattr(module, function_name, None)
     if function is None:
         raise UsageError(f"--tool {name}: {module_name} has no {function_name}", hint=hint)
+    if not callable(function):
+        raise UsageError(f"--tool {name}: {function_name} is a {type(function).__name__}, not a function", hint=hint)
     return function
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file, under a name of its own, so that a tool file called `json.py` shadows nothing."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for the file's own imports
+    spec = importlib.util.spec_from_file_location(f"treadle_tool_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -119,13 +119,13 @@ class Loop:
                     if deltas and meter.add(deltas):
                         break
         except ModelError as error:
-            await self._recover(error, step)
+            await self._recover(error, step, meter)
             return
         await self._writer.append(
             meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
         )
 
-    async def _recover(self, error: ModelError, step: CallModel) -> None:
+    async def _recover(self, error: ModelError, step: CallModel, meter: Meter) -> None:
         """Do what the policy says about a failed call; raise its error if that is to end the run."""
         facts = decide(
             error, self.state, self._plan.recovery, attempt=step.attempt, shown=self._shown(), drivers=self._plan.drivers
@@ -135,7 +135,7 @@ class Loop:
                 error.message += f" (after {self.state.attempt + 1} attempts)"
             raise error
         for fact in facts:
-            await self._writer.append(fact)
+            await self._writer.append(meter.spent(fact) if isinstance(fact, Retried) else fact)
 
     async def _call_tools(self, step: CallTools) -> None:
         jobs: list[Job] = []

@@ -46,9 +46,11 @@ def apply(state: State, fact: Fact) -> State:
             OpenCall(call, result=_quoted(call.id, call.name, why, call.arguments) if why else None)
             for call in fact.message.calls
         )
+        progress = guard.not_run(state.progress, turn=fact.turn) if calls and fact.finish == "unknown" else state.progress
         return _close(
             replace(
                 state,
+                progress=progress,
                 closed=(*state.closed, fact.message) if fact.message.content else state.closed,
                 open_calls=calls,
                 turn=fact.turn,
@@ -80,6 +82,8 @@ def apply(state: State, fact: Fact) -> State:
             wait_s=fact.wait_s,
             driver=fact.driver,
             continues=fact.continues,
+            output_tokens=state.output_tokens + fact.output_tokens,
+            reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
         )
     if isinstance(fact, Prompted):
         return replace(state, closed=(*state.closed, fact.message), finish=None, cut=None, prompted=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
-from treadle.errors import InvalidRequest, ModelError, Overloaded
+from treadle.errors import ContentRefused, ContextOverflow, InvalidRequest, ModelError, Overloaded, Unsupported, UsageError
 from treadle.values.ports import Connection, Driver, ReplyStream
 from treadle.values.request import ModelInfo, ModelRequest
 from treadle.values.tokens import Calibration
 
 __all__ = ["Cooldown"]
+
+_PROBE_S = 5.0
+_THE_REQUESTS_OWN = (ContentRefused, ContextOverflow, InvalidRequest, Unsupported)
 
 
 class Cooldown:
@@ -33,6 +36,8 @@ class Cooldown:
             from treadle.drivers.catalog import driver_for
 
             driver = driver_for(driver)
+        if failures < 1 or cooldown_s <= 0:
+            raise UsageError(f"Cooldown(failures={failures}, cooldown_s={cooldown_s}) cannot work", hint="Both are above 0.")
         self._driver = driver
         self._failures = failures
         self._cooldown_s = cooldown_s
@@ -53,13 +58,18 @@ class Cooldown:
         return self._driver.continuable
 
     async def info(self) -> ModelInfo:
+        """As the driver's; a server that is cooling down is not asked."""
+        if self._is_cooling():
+            raise self._refusal()
         return await self._driver.info()
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Connection]:
         if self._is_cooling():
             raise self._refusal()  # a server that is down must not be looked for either
-        async with self._driver.connect() as connection:
+        async with AsyncExitStack() as held:
+            with self._counted():
+                connection = await held.enter_async_context(self._driver.connect())
             yield _Cooled(self, connection)
 
     @asynccontextmanager
@@ -67,33 +77,39 @@ class Cooldown:
         """One call, counted."""
         if self._is_cooling() or self._probing:
             raise self._refusal()
-        probe = self._failed >= self._failures
-        self._probing = probe
+        self._probing = probe = self._failed >= self._failures
         try:
-            async with connection.open(request) as stream:
-                yield stream
-        except InvalidRequest:
+            with self._counted():
+                async with connection.open(request) as stream:
+                    yield stream
+                self._failed = 0
+        finally:
+            if probe:
+                self._probing = False
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        try:
+            yield
+        except _THE_REQUESTS_OWN:
+            self._failed = 0  # it answered
             raise
         except ModelError:
             self._failed += 1
             if self._failed >= self._failures:
                 self._until = asyncio.get_running_loop().time() + self._cooldown_s
             raise
-        else:
-            self._failed = 0
-        finally:
-            if probe:
-                self._probing = False
 
     def _is_cooling(self) -> bool:
         return self._failed >= self._failures and asyncio.get_running_loop().time() < self._until
 
     def _refusal(self) -> Overloaded:
-        left_s = max(0.0, self._until - asyncio.get_running_loop().time())
+        left_s = self._until - asyncio.get_running_loop().time()
+        what = f"is left alone for {left_s:.0f} s more" if left_s > 0 else "is being probed by another call"
         return Overloaded(
-            f"{self.model} failed {self._failed} times in a row and is left alone for {left_s:.0f} s more",
+            f"{self.model} failed {self._failed} times in a row and {what}",
             hint="Wait, look at the server, or name a fallback model.",
-            retry_after_s=left_s,
+            retry_after_s=left_s if left_s > 0 else min(self._cooldown_s, _PROBE_S),
         )
 
 

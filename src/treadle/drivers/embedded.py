@@ -8,6 +8,8 @@ What was measured with xllamacpp 2026.10.11549 (Linux, the model of treadle-tiny
   is held here too. The library's default of one keep-alive comment in 30 s made the last case 30 s.
 - After stopping, the port is closed and its threads are gone, but for one log thread that the library keeps.
 - A second server in one process, and one started after another was closed, work.
+- It ends the process (SIGSEGV, in its tokenizer) on a text of 30,000 characters without a blank; 20,000 are fine. So requests
+  with one of more than 16,000 are refused before they are sent.
 - It aborts the process on a window of one token; a wrong file is one `RuntimeError` without a reason.
 """
 
@@ -16,14 +18,16 @@ from __future__ import annotations
 import http.client
 import importlib
 import os
+import re
 import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from treadle.drivers.http import HttpDriver
 from treadle.drivers.servers import look_at
-from treadle.errors import ConnectFailed, MissingExtra, ModelError, UsageError
-from treadle.values.request import ModelInfo
+from treadle.errors import ConnectFailed, ContextOverflow, MissingExtra, ModelError, UsageError
+from treadle.values.messages import AssistantMessage, Message
+from treadle.values.request import ModelInfo, ModelRequest
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import LLAMACPP
 
@@ -33,6 +37,8 @@ _READY_S = 10.0
 _MIN_CTX = 256  # what llama.cpp rounds up to
 _CACHE_RAM_MIB = 64  # prompts kept outside the window; the library would take 8 GiB
 _PING_S = 1  # a keep-alive comment is how the server notices that it should stop; see above
+_MAX_WORD = 16_000
+_LONG_WORD = re.compile(rf"\S{{{_MAX_WORD + 1},}}")
 _WRITE_S = 10  # a client that does not read can delay the stop no longer than this
 
 
@@ -164,7 +170,26 @@ class LlamaServer:
                 raise error
             return found.models[0]
 
-        return HttpDriver(ChatCodec(LLAMACPP), base_url, name, name=f"embedded/{name}", explain=explain, info=info)
+        return HttpDriver(
+            ChatCodec(LLAMACPP), base_url, name, name=f"embedded/{name}", explain=explain, check=_check_words, info=info
+        )
+
+
+def _check_words(request: ModelRequest) -> None:
+    """Refuse what would crash the tokenizer, and this process with it."""
+    for text in (request.instructions or "", *(_text_of(message) for message in request.messages)):
+        if len(text) > _MAX_WORD and (word := _LONG_WORD.search(text)):
+            raise ContextOverflow(
+                f"a message holds {len(word[0]):,} characters without a blank, which crashes llama.cpp's tokenizer",
+                hint=f"Break such texts (base64, minified code) up, or shorten them to {_MAX_WORD:,} characters; or run "
+                "llama-server on its own, where a crash does not take this process with it.",
+            )
+
+
+def _text_of(message: Message) -> str:
+    if isinstance(message, AssistantMessage):
+        return " ".join((message.text, message.thinking, *(call.arguments for call in message.calls)))
+    return message.content
 
 
 def _library() -> Any:

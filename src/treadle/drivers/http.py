@@ -63,6 +63,7 @@ class HttpDriver:
         client: Your own session: its pool, proxies and lifetime are yours. By default each run has its own.
         explain: Called when the server cannot be reached or does not know the path; returns a sentence on what is
             there instead. It has a second, and may fail.
+        check: Looks at each request before it is sent, and raises what should stop it.
         info: Asks the server about the model.
     """
 
@@ -77,6 +78,7 @@ class HttpDriver:
         headers: dict[str, str] | None = None,
         client: aiohttp.ClientSession | None = None,
         explain: Callable[[ModelError], Awaitable[str]] | None = None,
+        check: Callable[[ModelRequest], None] | None = None,
         info: Callable[[], Awaitable[ModelInfo]] | None = None,
     ) -> None:
         self.base_url = check_url(base_url)
@@ -88,6 +90,7 @@ class HttpDriver:
         self._headers = dict(headers or {})
         self._client = client
         self._explain = explain
+        self.check = check
         self._info = info
 
     def __repr__(self) -> str:
@@ -152,6 +155,8 @@ class HttpConnection:
         return HttpReply(self, request)
 
     def encode(self, request: ModelRequest) -> bytes:
+        if self._driver.check is not None:
+            self._driver.check(request)
         return self._encoder.encode(request)
 
     def decoder(self, request: ModelRequest) -> Decoder:

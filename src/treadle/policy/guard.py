@@ -31,7 +31,7 @@ __all__ = ["after", "fingerprint", "note", "refusal", "stopped"]
 
 Refused: TypeAlias = Literal["failures", "repeats"]
 
-_REMEMBERED = 64  # different calls; a loop with more legs than that is left to the turn limit
+_REMEMBERED = 64  # different calls, and tools; a loop with more legs than that is left to the turn limit
 
 
 def after(
@@ -63,8 +63,15 @@ def after(
         failing.pop(call.name, None)
         if result.is_error:
             failing[call.name] = _more(progress.failing.get(call.name), turn, by=-1 if refused else 1)
+        while len(failing) > _REMEMBERED:
+            del failing[next(iter(failing))]
     failures = _more(progress.failures, turn) if result.is_error else Streak()
     return Progress(failures=failures, failing=failing, seen=seen, repeats=repeats)
+
+
+def not_run(progress: Progress, *, turn: int) -> Progress:
+    """The state after a turn whose calls were not run, because the server gave no reason we know: a failure, but no tool's."""
+    return replace(progress, failures=_more(progress.failures, turn))
 
 
 def stopped(progress: Progress, limits: GuardLimits) -> StopReason | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from treadle.policy.repetition import RepetitionGuard
-from treadle.values.events import Delta, Replied, StopReason, TextDelta, ThinkingDelta, ToolCallDelta
+from treadle.values.events import Delta, Replied, Retried, StopReason, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.limits import Limits
 from treadle.values.messages import AssistantMessage, UserMessage, joined
 from treadle.values.request import Reply
@@ -31,7 +33,8 @@ class Meter:
         # An attempt that goes on from a partial answer is the same turn, so that answer counts.
         begun = state.continues.text if state.continues is not None else ""
         self.output_tokens = estimate_tokens(begun) * calibration.factor
-        self.reasoning_tokens = 0.0
+        thought = state.continues.thinking if state.continues is not None else ""
+        self.reasoning_tokens = estimate_tokens(thought) * calibration.factor
         self._begun_tokens = self.output_tokens
         self.cut: StopReason | None = None
         self._calibration = calibration
@@ -78,6 +81,12 @@ class Meter:
             output_tokens=self.output_tokens,
             reasoning_tokens=self.reasoning_tokens,
         )
+
+    def spent(self, retried: Retried) -> Retried:
+        """What the failed attempt cost; what the next one goes on from is counted with that."""
+        if retried.continues is not None:
+            return retried
+        return replace(retried, output_tokens=self.output_tokens, reasoning_tokens=self.reasoning_tokens)
 
     def _learn(self, usage: Usage) -> None:
         """Compare like with like: reasoning that the server counts apart may not have been shown at all."""

@@ -15,9 +15,12 @@ from msgspec import Struct
 from treadle.errors import (
     AuthenticationFailed,
     ContextOverflow,
+    InvalidRequest,
     ModelError,
     ModelNotFound,
     QuotaExceeded,
+    Unsupported,
+    UsageError,
 )
 from treadle.values.events import Discarded, ErrorRecord, Fact, Replied, Retried
 from treadle.values.messages import AssistantMessage, Message, Text, ToolCall
@@ -59,7 +62,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         attempts: Attempts at one model turn on one model, the first included.
-        run_budget: Further attempts in a whole run, on whatever model.
+        run_budget: Further attempts in a whole run, on whatever model; going on to the next fallback needs none.
     """
 
     attempts: int = 4
@@ -67,6 +70,10 @@ class RetryPolicy(Struct, frozen=True, kw_only=True, gc=False):
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
     retry_after_cap_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or min(self.run_budget, self.first_wait_s, self.max_wait_s, self.retry_after_cap_s) < 0:
+            raise UsageError(f"{self!r} cannot work", hint="There is at least one attempt, and no number is below 0.")
 
     def wait_s(self, *, attempt: int, retry_after_s: float | None, jitter: float) -> float | None:
         """Seconds to wait after `attempt` failed, given a random number from 0 to 1; None if the server asks for too long."""
@@ -179,6 +186,12 @@ def decide(
     made = state.attempts_on_driver + 1
     wait_s = policy.wait_s(attempt=made, retry_after_s=error.retry_after_s, jitter=rules.jitter())
     may_wait = made < policy.attempts and wait_s is not None and budget_left
+    refused_to_go_on = state.continues is not None and isinstance(error, InvalidRequest | Unsupported)
+    if refused_to_go_on and budget_left:  # then the turn is begun anew, as was promised
+        return [
+            Discarded(turn=turn, attempt=attempt),
+            Retried(turn=turn, attempt=attempt, error=ErrorRecord.of(error), wait_s=0.0, driver=state.driver),
+        ]
     decision = rules.strategy(
         Failure(
             error=error,
@@ -195,8 +208,8 @@ def decide(
         case Answer(text=text):
             message = AssistantMessage((Text(text),))
             return [*discarded, Replied(turn=turn, message=message, finish="end", attempt=state.attempt + 2)]
-        case Switch(driver=driver) if budget_left and 0 <= driver < len(drivers):
-            wait_s, continues = 0.0, None
+        case Switch(driver=driver) if 0 <= driver < len(drivers) and (budget_left or driver > state.driver):
+            wait_s, continues = 0.0, None  # going forward through the list is finite by itself, so it needs no budget
         case Retry() if may_wait and wait_s is not None:
             driver = state.driver
             goes_on = rules.on_interrupted == "continue" and drivers[driver].continuable and _is_text(shown)

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from treadle.values.events import Ended, Fact, Failed
 from treadle.values.ports import Journal
 
-__all__ = ["GRACE_S", "Writer"]
+__all__ = ["GRACE_S", "PATIENCE_S", "Writer"]
 
 GRACE_S = 0.3
 """How long a cancelled run waits for its journal: once for a fact under way, twice for the ending; under a second in all."""
+
+PATIENCE_S = 10.0
+"""How long a run that failed or ran out of time waits for its journal to take the ending."""
 
 
 class Writer:
@@ -59,9 +62,10 @@ class Writer:
         """Append an ending, if there is none, and accept it; accept it too where the journal cannot take it, or not in time."""
         if self._closed:
             return
+        is_cancel = isinstance(ending, Ended) and ending.stop_reason == "cancelled"
         try:
             with contextlib.suppress(Exception):  # the first error is the one to tell; a full disk would fail here again
-                async with asyncio.timeout(GRACE_S):
+                async with asyncio.timeout(GRACE_S if is_cancel else PATIENCE_S):
                     await self.append(ending)
         finally:
             await self.settle()

@@ -163,6 +163,7 @@ class Retried(Fact, frozen=True, kw_only=True, gc=False):
         driver: Which of the agent's models makes it: 0 is the first, then the fallbacks in order.
         model: That model's name.
         continues: The partial answer that the next attempt goes on from; None if it begins anew.
+        output_tokens, reasoning_tokens: Of the failed attempt, as counted here; they count for the run's bounds.
     """
 
     turn: int
@@ -172,6 +173,8 @@ class Retried(Fact, frozen=True, kw_only=True, gc=False):
     driver: int = 0
     model: str | None = None
     continues: AssistantMessage | None = None
+    output_tokens: float = 0.0
+    reasoning_tokens: float = 0.0
 
 
 class Discarded(Fact, frozen=True, kw_only=True, gc=False):

@@ -6,7 +6,20 @@ from typing import Literal
 
 from msgspec import Struct
 
+from treadle.errors import UsageError
+
 __all__ = ["GuardLimits", "Limits", "Timeouts"]
+
+
+def _check(limits: Struct, *, above_zero: tuple[str, ...]) -> None:
+    """A bound that cannot work is refused where it is written, not found out in the middle of a run."""
+    for name in limits.__struct_fields__:
+        value = getattr(limits, name)
+        if isinstance(value, Struct) or name == "on_reasoning_limit":
+            continue
+        if type(value) not in (int, float) or value != value or value < 0 or (value == 0 and name in above_zero):
+            least = "above 0" if name in above_zero else "0 or more"
+            raise UsageError(f"{type(limits).__name__}({name}={value!r}) cannot work", hint=f"{name} is a number, {least}.")
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, gc=False):
@@ -28,6 +41,9 @@ class Timeouts(Struct, frozen=True, kw_only=True, gc=False):
     silence_s: float = 120.0
     after_finish_s: float = 2.0
 
+    def __post_init__(self) -> None:
+        _check(self, above_zero=("connect_s", "first_token_s", "silence_s", "after_finish_s"))
+
 
 class GuardLimits(Struct, frozen=True, kw_only=True, gc=False):
     """Where a run that gets nowhere is told, refused and stopped; `treadle.policy.guard` has the rules.
@@ -43,6 +59,9 @@ class GuardLimits(Struct, frozen=True, kw_only=True, gc=False):
     run_failures: int = 6
     repeats_noted: int = 3
     repeats_stop: int = 6
+
+    def __post_init__(self) -> None:
+        _check(self, above_zero=self.__struct_fields__)
 
 
 class Limits(Struct, frozen=True, kw_only=True, gc=False):
@@ -78,3 +97,6 @@ class Limits(Struct, frozen=True, kw_only=True, gc=False):
     tool_result_kept_chars: int = 10_000_000
     timeouts: Timeouts = Timeouts()
     guard: GuardLimits = GuardLimits()
+
+    def __post_init__(self) -> None:
+        _check(self, above_zero=("max_turns", "deadline_s", "parallel_tools", "tool_timeout_s", "tool_result_chars"))

@@ -93,6 +93,8 @@ class ChatDecoder:
         self._fold = ReplyFold(
             turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
         )
+        if request.continues is not None:
+            self._fold.take_tags_for_text()  # the middle of an answer is no place for reasoning to begin
         self._sse = SSEDecoder()
         self._body: list[bytes] | None = None  # pieces of a plain JSON answer
         self._received = 0

@@ -99,6 +99,9 @@ class ReplyFold:
 
     # Writing
 
+    def take_tags_for_text(self) -> None:
+        self._splitter.passing = True
+
     def content(self, piece: str) -> None:
         """More of the message's content, which may begin with reasoning between tags."""
         splitter = self._splitter

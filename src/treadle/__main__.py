@@ -1,0 +1,5 @@
+"""`python -m treadle`: the `treadle` command."""
+
+from treadle.cli import main
+
+main()
