@@ -243,6 +243,8 @@ class HttpReply:
                 line.protocol.force_close()
             self._closed = line.protocol.closed
             if self._closed is not None:
+                self._closed.remove_done_callback(_retrieve)
+                self._closed.add_done_callback(_retrieve)  # once, however many replies use the connection
                 self._closed.add_done_callback(self._lost)
         self._expect_within(self._deadline - asyncio.get_running_loop().time())
         return self
@@ -327,10 +329,8 @@ class HttpReply:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def _lost(self, closed: asyncio.Future[None]) -> None:
+    def _lost(self, _: asyncio.Future[None]) -> None:
         """The connection is gone. The client says so by itself, except after broken chunk framing."""
-        if not closed.cancelled():
-            closed.exception()
         content = self._response.content if self._response is not None else None
         if content is not None and not self._over and not content.is_eof() and content.exception() is None:
             content.set_exception(aiohttp.ClientPayloadError("connection lost"))
@@ -427,6 +427,12 @@ async def get_json(
                 return msgspec.json.decode(answer)
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
+
+
+def _retrieve(closed: asyncio.Future[None]) -> None:
+    """How a connection ended is told by the reads on it; nobody else has to look."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
