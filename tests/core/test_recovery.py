@@ -165,6 +165,29 @@ class TestBeforeTheFirstDelta:
         assert isinstance(came, RunResult) and took == pytest.approx(5, abs=0.2)
         assert retries(events)[0].error.kind == "ModelTimeout"
 
+    @pytest.mark.parametrize("how", ["leave", "cancel", "task"])
+    def test_leaving_during_the_wait_ends_the_run_at_once_and_asks_no_more(self, how: str) -> None:
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            async with ByteServer([json_reply({}, status=429, headers={"Retry-After": "50"})]) as server:
+                agent = Agent(HttpDriver(ChatCodec(), server.url, "m"))
+                if how == "task":
+                    task = asyncio.create_task(agent.run("Hi"))
+                    await asyncio.sleep(10)
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                else:
+                    async with agent.stream("Hi") as run:
+                        await asyncio.sleep(10)
+                        if how == "cancel":
+                            await run.cancel()
+                    assert run.result.stop_reason == "cancelled"
+                assert loop.time() == pytest.approx(10, abs=0.1)
+                assert len(server.posts) == 1
+
+        run_virtual(main())
+
 
 class TestAfterTheFirstDelta:
     CUT = sse(text_chunk("Hel"), text_chunk("lo"), done=False)

@@ -51,23 +51,24 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 
+# Captured: a file under tests/captures. Documented: the provider's list of error codes, read 2026-11. RFC: RFC 9110 or 6585.
 _STATUS: dict[int, type[ModelError]] = {
-    400: InvalidRequest,
-    401: AuthenticationFailed,
-    402: QuotaExceeded,
-    403: AuthenticationFailed,
-    404: ModelNotFound,
-    405: Unsupported,  # vLLM, LiteLLM (captured): another method or path
-    408: ServerError,
-    413: ContextOverflow,
-    422: InvalidRequest,
-    429: RateLimited,
-    500: ServerError,
-    501: Unsupported,
-    502: Overloaded,
-    503: Overloaded,
-    504: Overloaded,
-    529: Overloaded,
+    400: InvalidRequest,  # llama.cpp, vLLM, LiteLLM (captured)
+    401: AuthenticationFailed,  # llama.cpp with a key set (seen), OpenAI (documented)
+    402: QuotaExceeded,  # OpenRouter, DeepSeek (documented)
+    403: AuthenticationFailed,  # OpenAI: country or project not allowed (documented)
+    404: ModelNotFound,  # vLLM: unknown model (captured); llama.cpp: unknown path or method (captured)
+    405: Unsupported,  # LiteLLM: another method (captured)
+    408: ServerError,  # RFC: the server gave up on the request; it may be sent again
+    413: ContextOverflow,  # RFC; proxies in front of model servers
+    422: InvalidRequest,  # FastAPI servers: validation (reported)
+    429: RateLimited,  # RFC 6585, OpenAI (documented)
+    500: ServerError,  # llama.cpp: arguments in the history that are no JSON (captured)
+    501: Unsupported,  # RFC
+    502: Overloaded,  # RFC: a proxy whose server does not answer
+    503: Overloaded,  # llama.cpp while it loads its model, OpenAI (documented)
+    504: Overloaded,  # RFC: a proxy whose server is too slow
+    529: Overloaded,  # Anthropic-like gateways (documented)
 }
 
 
