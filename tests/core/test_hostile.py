@@ -248,6 +248,7 @@ class TestEndings:
                 assert run.result.stop_reason == "cancelled"
                 async with run:
                     await asyncio.sleep(1)
+                    assert [e async for e in run] == [Ended(stop_reason="cancelled")]
                 assert [e async for e in run] == []
                 assert server.posts == []
 

@@ -58,7 +58,6 @@ class Run:
         A tool that ignores its cancellation is left behind and cannot write to the run any more.
         """
         if self._task is None:
-            self._over = True
             if self._loop is None:
                 self._loop = self._start(self._mailbox.put)
                 self._loop.abandon()
@@ -80,8 +79,7 @@ class Run:
         return self
 
     async def __anext__(self) -> Event:
-        if self._task is None and not self._over:
-            self._begin()
+        self._begin()
         if self._over:
             raise StopAsyncIteration
         if self._failed:
@@ -99,7 +97,7 @@ class Run:
         return event
 
     def _begin(self) -> None:
-        if self._task is not None or self._over:
+        if self._loop is not None or self._over:
             return
         self._loop = self._start(self._mailbox.put)
         self._task = asyncio.get_running_loop().create_task(self._loop.drive())
