@@ -33,6 +33,7 @@ from treadle import (
     Asked,
     AssistantMessage,
     Cooldown,
+    Discarded,
     Ended,
     Event,
     Fact,
@@ -44,6 +45,7 @@ from treadle import (
     ModelTimeout,
     Options,
     Replied,
+    Retried,
     RetryPolicy,
     RunResult,
     StreamTruncated,
@@ -61,6 +63,7 @@ from treadle.core.state import fold
 from treadle.tools.executor import left_behind
 from treadle.values.history import check_history
 from treadle.wire.chat import ChatCodec
+from treadle.wire.dialects import Dialect
 
 
 def agent_of(server: ByteServer, *tools: Any, **settings: Any) -> Agent:
@@ -328,6 +331,26 @@ class TestJournals:
                         await asyncio.sleep(0.01)
             assert fold(journal.facts) == run.result.state
             assert sum(isinstance(fact, Ended | Failed) for fact in journal.facts) == 1
+
+        run_virtual(main())
+
+    def test_text_that_was_discarded_is_no_partial_answer_if_the_run_is_left_before_the_next_attempt(self) -> None:
+        async def main() -> None:
+            journal = Slow(Retried, 1)
+            script = [
+                sse(text_chunk("Hello"), done=False),
+                json_reply({"error": {"message": "prefill is incompatible"}}, status=400),
+            ]
+            async with ByteServer(script) as server:
+                driver = HttpDriver(ChatCodec(Dialect(continues={})), server.url, "m")
+                agent = Agent(driver, retry=RetryPolicy(first_wait_s=0), journal=journal)
+                server.check_history = False  # the request that goes on ends with the partial answer
+                async with agent.stream("Hi", on_interrupted="continue") as run:
+                    while sum(isinstance(fact, Retried) for fact in journal.facts) < 2:
+                        await asyncio.sleep(0.01)
+            assert any(isinstance(fact, Discarded) for fact in journal.facts)
+            assert run.result.text == ""
+            assert run.result.messages == (UserMessage("Hi"),)
 
         run_virtual(main())
 

@@ -85,13 +85,15 @@ def apply(state: State, fact: Fact) -> State:
             output_tokens=state.output_tokens + fact.output_tokens,
             reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
         )
+    if isinstance(fact, Discarded):
+        return replace(state, continues=None, shown_as=0)  # what was shown is void, the part that was to be gone on from too
     if isinstance(fact, Prompted):
         return replace(state, closed=(*state.closed, fact.message), finish=None, cut=None, prompted=True)
     if isinstance(fact, Ended):
         return replace(state, stop_reason=fact.stop_reason, partial=fact.partial)
     if isinstance(fact, Failed):
         return replace(state, error=fact.error, partial=fact.partial)
-    assert isinstance(fact, Asked | Repaired | Discarded), f"no rule for {type(fact).__name__}"
+    assert isinstance(fact, Asked | Repaired), f"no rule for {type(fact).__name__}"
     return state
 
 

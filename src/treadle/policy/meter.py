@@ -35,7 +35,7 @@ class Meter:
         self.output_tokens = estimate_tokens(begun) * calibration.factor
         thought = state.continues.thinking if state.continues is not None else ""
         self.reasoning_tokens = estimate_tokens(thought) * calibration.factor
-        self._begun_tokens = self.output_tokens
+        self._begun = (self.output_tokens, self.reasoning_tokens)
         self.cut: StopReason | None = None
         self._calibration = calibration
         self._factor = calibration.factor
@@ -90,11 +90,12 @@ class Meter:
 
     def _learn(self, usage: Usage) -> None:
         """Compare like with like: reasoning that the server counts apart may not have been shown at all."""
-        estimated, reported = self.output_tokens - self._begun_tokens, usage.output_tokens
+        begun_output, begun_reasoning = self._begun
+        estimated, reported = self.output_tokens - begun_output, usage.output_tokens
         if reported is not None and usage.reasoning_tokens is not None:
             reported -= usage.reasoning_tokens
         else:
-            estimated += self.reasoning_tokens
+            estimated += self.reasoning_tokens - begun_reasoning
         self._calibration.learn(estimated / self._factor, reported)
 
 

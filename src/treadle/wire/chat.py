@@ -71,7 +71,7 @@ class _Chunk(Struct, gc=False):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder().encode
-_SSE_STARTS = b"deir:\r\n\xef"  # data, event/error, id, retry, comments, blank lines, BOM
+_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
 
 
 class ChatDecoder:
