@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treadle.core.agent import Agent as Agent
-    from treadle.core.run import Run as Run
+    from treadle.agent.agent import Agent as Agent
+    from treadle.agent.agent import RunSettings as RunSettings
+    from treadle.agent.run import Run as Run
     from treadle.drivers.catalog import driver_for as driver_for
     from treadle.drivers.cooldown import Cooldown as Cooldown
     from treadle.drivers.embedded import LlamaServer as LlamaServer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from treadle.errors import StreamTruncated as StreamTruncated
     from treadle.errors import ToolDefinitionError as ToolDefinitionError
     from treadle.errors import ToolError as ToolError
+    from treadle.errors import ToolErrorKind as ToolErrorKind
     from treadle.errors import TreadleError as TreadleError
     from treadle.errors import Unsupported as Unsupported
     from treadle.errors import UsageError as UsageError
@@ -46,8 +48,13 @@ if TYPE_CHECKING:
     from treadle.policy.recovery import Strategy as Strategy
     from treadle.policy.recovery import Switch as Switch
     from treadle.policy.recovery import retry_then_switch as retry_then_switch
+    from treadle.tools.context import Injected as Injected
+    from treadle.tools.context import ToolContext as ToolContext
     from treadle.tools.function import FunctionTool as FunctionTool
+    from treadle.tools.function import ToolSettings as ToolSettings
     from treadle.tools.function import tool as tool
+    from treadle.values.events import ApprovalAnswered as ApprovalAnswered
+    from treadle.values.events import ApprovalRequested as ApprovalRequested
     from treadle.values.events import Asked as Asked
     from treadle.values.events import Delta as Delta
     from treadle.values.events import Discarded as Discarded
@@ -59,12 +66,15 @@ if TYPE_CHECKING:
     from treadle.values.events import Prompted as Prompted
     from treadle.values.events import Repaired as Repaired
     from treadle.values.events import Replied as Replied
+    from treadle.values.events import Resumed as Resumed
     from treadle.values.events import Retried as Retried
     from treadle.values.events import StopReason as StopReason
     from treadle.values.events import TextDelta as TextDelta
     from treadle.values.events import ThinkingDelta as ThinkingDelta
     from treadle.values.events import ToolCallDelta as ToolCallDelta
     from treadle.values.events import ToolFinished as ToolFinished
+    from treadle.values.events import ToolProgress as ToolProgress
+    from treadle.values.events import ToolRetried as ToolRetried
     from treadle.values.events import ToolStarted as ToolStarted
     from treadle.values.events import event_from_json as event_from_json
     from treadle.values.events import event_to_json as event_to_json
@@ -72,6 +82,7 @@ if TYPE_CHECKING:
     from treadle.values.limits import Limits as Limits
     from treadle.values.limits import Timeouts as Timeouts
     from treadle.values.messages import AssistantMessage as AssistantMessage
+    from treadle.values.messages import Image as Image
     from treadle.values.messages import Message as Message
     from treadle.values.messages import SystemMessage as SystemMessage
     from treadle.values.messages import Text as Text
@@ -92,11 +103,24 @@ if TYPE_CHECKING:
     from treadle.values.request import ToolSpec as ToolSpec
     from treadle.values.state import RunResult as RunResult
     from treadle.values.state import State as State
+    from treadle.values.state import run_from_json as run_from_json
+    from treadle.values.state import run_to_json as run_to_json
+    from treadle.values.toolcalls import Approvals as Approvals
+    from treadle.values.toolcalls import PendingCall as PendingCall
+    from treadle.values.toolcalls import Rule as Rule
+    from treadle.values.toolcalls import ToolResult as ToolResult
+    from treadle.values.toolcalls import approve as approve
+    from treadle.values.toolcalls import deny as deny
+    from treadle.values.toolcalls import edit as edit
+    from treadle.values.toolcalls import say as say
     from treadle.values.usage import Usage as Usage
 
 _EXPORTS = {
-    "treadle.core.agent": ("Agent",),
-    "treadle.core.run": ("Run",),
+    "treadle.agent.agent": (
+        "Agent",
+        "RunSettings",
+    ),
+    "treadle.agent.run": ("Run",),
     "treadle.drivers.catalog": ("driver_for",),
     "treadle.drivers.cooldown": ("Cooldown",),
     "treadle.drivers.embedded": ("LlamaServer",),
@@ -120,6 +144,7 @@ _EXPORTS = {
         "StreamTruncated",
         "ToolDefinitionError",
         "ToolError",
+        "ToolErrorKind",
         "TreadleError",
         "Unsupported",
         "UsageError",
@@ -134,11 +159,18 @@ _EXPORTS = {
         "Switch",
         "retry_then_switch",
     ),
+    "treadle.tools.context": (
+        "Injected",
+        "ToolContext",
+    ),
     "treadle.tools.function": (
         "FunctionTool",
+        "ToolSettings",
         "tool",
     ),
     "treadle.values.events": (
+        "ApprovalAnswered",
+        "ApprovalRequested",
         "Asked",
         "Delta",
         "Discarded",
@@ -150,12 +182,15 @@ _EXPORTS = {
         "Prompted",
         "Repaired",
         "Replied",
+        "Resumed",
         "Retried",
         "StopReason",
         "TextDelta",
         "ThinkingDelta",
         "ToolCallDelta",
         "ToolFinished",
+        "ToolProgress",
+        "ToolRetried",
         "ToolStarted",
         "event_from_json",
         "event_to_json",
@@ -167,6 +202,7 @@ _EXPORTS = {
     ),
     "treadle.values.messages": (
         "AssistantMessage",
+        "Image",
         "Message",
         "SystemMessage",
         "Text",
@@ -193,6 +229,18 @@ _EXPORTS = {
     "treadle.values.state": (
         "RunResult",
         "State",
+        "run_from_json",
+        "run_to_json",
+    ),
+    "treadle.values.toolcalls": (
+        "Approvals",
+        "PendingCall",
+        "Rule",
+        "ToolResult",
+        "approve",
+        "deny",
+        "edit",
+        "say",
     ),
     "treadle.values.usage": ("Usage",),
 }

@@ -30,7 +30,7 @@ what the server said is in `server_said`, for you to log or not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from treadle.values.state import RunResult
@@ -54,6 +54,7 @@ __all__ = [
     "StreamTruncated",
     "ToolDefinitionError",
     "ToolError",
+    "ToolErrorKind",
     "TreadleError",
     "Unsupported",
     "UsageError",
@@ -108,13 +109,29 @@ class MissingExtra(UsageError):
         )
 
 
+ToolErrorKind: TypeAlias = Literal["not_found", "timeout", "network", "permission", "invalid_input", "rate_limited", "internal"]
+"""What kind of failure a tool's was. `timeout`, `network` and `rate_limited` may pass: a repeatable tool is called again."""
+
+
 class ToolError(TreadleError):
     """Raise this in a tool to tell the model, in your words, why the call failed.
 
     The run goes on: the model reads the message as the call's result, marked as an error.
+
+    Attributes:
+        kind: What kind of failure it was. After `timeout`, `network` or `rate_limited` a tool that is declared repeatable is
+            called again.
+        retry_after_s: For those kinds: how long to wait before that, in seconds; None for the retry policy's own wait.
     """
 
     default_hint = "The model reads this message and decides what to do next."
+
+    def __init__(
+        self, message: str, *, hint: str = "", kind: ToolErrorKind = "internal", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind: ToolErrorKind = kind
+        self.retry_after_s = retry_after_s
 
 
 class ModelError(TreadleError):

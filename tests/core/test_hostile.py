@@ -60,7 +60,7 @@ from treadle import (
     tool,
 )
 from treadle.core.state import fold
-from treadle.tools.executor import left_behind
+from treadle.tools.execution import left_behind
 from treadle.values.history import check_history
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect

@@ -35,15 +35,18 @@ def test_every_name_is_exported_lazily_and_typed() -> None:
         _ = treadle.nonsense
 
 
+ERRORS = [name for name in treadle.errors.__all__ if inspect.isclass(getattr(treadle.errors, name))]
+
+
 def test_every_error_is_exported() -> None:
     from treadle import errors
 
     assert set(errors.__all__) <= set(treadle.__all__)
     drawn = set(re.findall(r"\b[A-Z]\w+", (errors.__doc__ or "").split("How a healthy run")[0]))
-    assert set(errors.__all__) <= drawn, "the tree in the docstring is whole"
+    assert set(ERRORS) <= drawn, "the tree in the docstring is whole"
 
 
-@pytest.mark.parametrize("name", [n for n in treadle.errors.__all__ if n not in ("MissingExtra", "ModelTimeout")])
+@pytest.mark.parametrize("name", [n for n in ERRORS if n not in ("MissingExtra", "ModelTimeout")])
 def test_every_error_has_a_hint_and_keeps_the_servers_words_to_itself(name: str) -> None:
     error_class = getattr(treadle, name)
     words = {"server_said": "canary"} if issubclass(error_class, treadle.ModelError) else {}

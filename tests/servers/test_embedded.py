@@ -16,7 +16,7 @@ import pytest
 import treadle_tiny
 from msgspec import structs
 
-from treadle.core.agent import Agent
+from treadle.agent.agent import Agent
 from treadle.drivers.catalog import PRESETS, driver_for
 from treadle.drivers.embedded import LlamaServer
 from treadle.drivers.servers import Found, look_at

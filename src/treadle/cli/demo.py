@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from treadle.cli.render import JsonLines, Plain, Renderer, Terminal
-from treadle.core.agent import Agent
+from treadle.agent.agent import Agent
 from treadle.errors import MissingExtra, ToolError
 from treadle.tools.function import tool
 from treadle.values.request import Options

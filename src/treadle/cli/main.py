@@ -18,7 +18,7 @@ import click
 
 from treadle.cli.exits import EXITS, USAGE, of_error, of_stop_reason
 from treadle.cli.render import Renderer, renderer_for
-from treadle.core.agent import Agent
+from treadle.agent.agent import Agent
 from treadle.errors import ModelError, TreadleError, UsageError
 from treadle.values.limits import Limits
 from treadle.values.ports import Driver

@@ -9,20 +9,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 
+from msgspec.structs import replace
+
+from treadle.core.calls import Calls
+from treadle.core.deadline import Deadline
 from treadle.core.plan import Plan
 from treadle.core.state import apply
 from treadle.core.step import CallModel, CallTools, next_step
 from treadle.errors import ModelError, TreadleError
-from treadle.policy import guard
 from treadle.policy.meter import Meter
 from treadle.policy.recovery import check_fits, decide
 from treadle.store.append import Writer
-from treadle.values.events import Discarded, Ended, ErrorRecord, Event, Fact, Failed, Replied, Retried, ToolFinished, ToolStarted
-from treadle.values.messages import AssistantMessage, ToolCall, ToolMessage, joined
-from treadle.values.ports import Connection, Job, PreparedCall, ReplyStream
-from treadle.values.state import OpenCall, RunResult, State
+from treadle.values.events import (
+    Discarded,
+    Ended,
+    ErrorRecord,
+    Event,
+    Fact,
+    Failed,
+    Replied,
+    Resumed,
+    Retried,
+)
+from treadle.values.messages import AssistantMessage, ToolCall, joined
+from treadle.values.ports import Connection, ReplyStream
+from treadle.values.state import RunResult, State
 
 __all__ = ["Loop"]
 
@@ -58,9 +70,9 @@ class Loop:
             TreadleError: The run failed; `error.result` has what came of it. `Failed` is committed.
             asyncio.CancelledError: The task was cancelled. `Ended("cancelled")` is committed.
         """
-        deadline = asyncio.timeout(self._plan.limits.deadline_s)
+        deadline = Deadline(self._plan.limits.deadline_s - self.state.elapsed_s)
         try:
-            async with deadline, AsyncExitStack() as held:
+            async with deadline.timeout, AsyncExitStack() as held:
                 held.push_async_callback(self._plan.toolbox.settle)  # last out: connections are closed by then
                 held.push_async_callback(self._writer.settle)
                 for fact in self._first:
@@ -69,14 +81,16 @@ class Loop:
                     if isinstance(step, CallModel):
                         await self._call_model(step, held)
                     elif isinstance(step, CallTools):
-                        await self._call_tools(step)
+                        await Calls(step, self._plan, lambda: self.state, self._writer.append, deadline).get_results()
+                    elif isinstance(step, Ended) and step.stop_reason == "waiting_approval":
+                        await self._writer.append(replace(step, elapsed_s=deadline.elapsed_s))
                     else:
                         await self._writer.append(step)
         except asyncio.CancelledError:
             await self._writer.end(Ended(stop_reason="cancelled", partial=self._partial()))
             raise
         except BaseException as error:
-            if isinstance(error, TimeoutError) and deadline.expired():
+            if isinstance(error, TimeoutError) and deadline.timeout.expired():
                 await self._writer.end(Ended(stop_reason="deadline", partial=self._partial()))
                 return
             self.failure = error
@@ -92,7 +106,7 @@ class Loop:
         self._writer.close(Ended(stop_reason="cancelled", partial=self._partial()))
 
     def _accept(self, fact: Fact) -> None:
-        if self.state.ended:
+        if self.state.ended and not isinstance(fact, Resumed):
             return
         self.state = apply(self.state, fact)
         if isinstance(fact, Replied | Retried | Discarded):
@@ -136,45 +150,6 @@ class Loop:
             raise error
         for fact in facts:
             await self._writer.append(meter.spent(fact) if isinstance(fact, Retried) else fact)
-
-    async def _call_tools(self, step: CallTools) -> None:
-        jobs: list[Job] = []
-        for position, open_call in enumerate(step.calls):
-            if open_call.result is None:
-                prepared, refused = self._prepare(open_call, step.turn)
-                if isinstance(prepared, ToolMessage):
-                    await self._finish(step.turn, position, open_call.call, prepared, refused=refused)
-                else:
-                    jobs.append((prepared.concurrency, partial(self._run, step.turn, position, open_call.call, prepared)))
-        if jobs:
-            await self._plan.toolbox.run_in_turn(jobs)
-
-    def _prepare(self, open_call: OpenCall, turn: int) -> tuple[PreparedCall | ToolMessage, guard.Refused | None]:
-        """What to run, or the result that says why nothing runs; and why the guard refused it, if it did."""
-        call = open_call.call
-        if open_call.started:
-            # Carried on from a journal that ends here: it may have happened, so it is not done again.
-            said = "Outcome unknown: the call had started when the run was interrupted. Find out before repeating it."
-            return ToolMessage(call.id, call.name, said, is_error=True), None
-        refused = guard.refusal(self.state.progress, call, self._plan.limits.guard, turn=turn)
-        if refused is not None:
-            return ToolMessage(call.id, call.name, refused[1], is_error=True), refused[0]
-        return self._plan.toolbox.prepare(call), None
-
-    async def _run(self, turn: int, position: int, call: ToolCall, prepared: PreparedCall) -> None:
-        changes = prepared.concurrency != "read_only"
-        started = ToolStarted(
-            turn=turn, position=position, call_id=call.id, name=call.name, arguments=call.arguments, changes=changes
-        )
-        await self._writer.append(started)
-        await self._finish(turn, position, call, await prepared.run())
-
-    async def _finish(
-        self, turn: int, position: int, call: ToolCall, result: ToolMessage, *, refused: guard.Refused | None = None
-    ) -> None:
-        if not refused:
-            result = guard.note(self.state.progress, call, result, self._plan.limits.guard, turn=turn)
-        await self._writer.append(ToolFinished(turn=turn, position=position, result=result, refused=refused))
 
     def _shown(self) -> AssistantMessage | None:
         """What was shown of the turn under way, an earlier attempt that this one extends included."""

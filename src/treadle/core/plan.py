@@ -12,6 +12,7 @@ from treadle.values.limits import Limits
 from treadle.values.ports import Driver, Journal, Toolbox
 from treadle.values.request import ModelRequest
 from treadle.values.state import State
+from treadle.values.toolcalls import Approvals
 
 __all__ = ["Plan"]
 
@@ -24,4 +25,5 @@ class Plan(Struct, frozen=True, kw_only=True):
     limits: Limits
     request: Callable[[State, CallModel], ModelRequest]
     recovery: Recovery
+    approvals: Approvals = ()
     journal: Journal | None = None

@@ -8,6 +8,8 @@ from msgspec.structs import replace
 
 from treadle.policy import guard
 from treadle.values.events import (
+    ApprovalAnswered,
+    ApprovalRequested,
     Asked,
     Discarded,
     Ended,
@@ -16,8 +18,11 @@ from treadle.values.events import (
     Prompted,
     Repaired,
     Replied,
+    Resumed,
     Retried,
     ToolFinished,
+    ToolProgress,
+    ToolRetried,
     ToolStarted,
 )
 from treadle.values.messages import ToolMessage
@@ -72,6 +77,17 @@ def apply(state: State, fact: Fact) -> State:
         return _with_call(state, fact.position, started=True, changes=fact.changes)
     if isinstance(fact, ToolFinished):
         return _close(_finished(state, fact))
+    if isinstance(fact, ToolRetried):
+        return replace(state, retries=state.retries + 1)
+    if isinstance(fact, ApprovalRequested):
+        return _with_call(state, fact.position, pending=fact.pending)
+    if isinstance(fact, ApprovalAnswered):
+        return _with_call(state, fact.position, decision=fact.decision)
+    if isinstance(fact, Resumed):
+        # An attempt that broke off was shown under its number, so the next one has another.
+        attempt = state.attempt + (state.stop_reason != "waiting_approval")
+        fresh = replace(state, stop_reason=None, error=None, partial=None, continues=None, shown_as=0, wait_s=0.0)
+        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0)
     if isinstance(fact, Retried):
         return replace(
             state,
@@ -90,10 +106,11 @@ def apply(state: State, fact: Fact) -> State:
     if isinstance(fact, Prompted):
         return replace(state, closed=(*state.closed, fact.message), finish=None, cut=None, prompted=True)
     if isinstance(fact, Ended):
-        return replace(state, stop_reason=fact.stop_reason, partial=fact.partial)
+        elapsed_s = state.elapsed_s + fact.elapsed_s
+        return replace(state, stop_reason=fact.stop_reason, partial=fact.partial, elapsed_s=elapsed_s)
     if isinstance(fact, Failed):
         return replace(state, error=fact.error, partial=fact.partial)
-    assert isinstance(fact, Asked | Repaired), f"no rule for {type(fact).__name__}"
+    assert isinstance(fact, Asked | Repaired | ToolProgress), f"no rule for {type(fact).__name__}"
     return state
 
 

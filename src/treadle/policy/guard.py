@@ -29,7 +29,7 @@ from treadle.values.state import Progress, Streak
 
 __all__ = ["after", "fingerprint", "note", "refusal", "stopped"]
 
-Refused: TypeAlias = Literal["failures", "repeats"]
+Refused: TypeAlias = Literal["failures", "repeats", "denied"]
 
 _REMEMBERED = 64  # different calls, and tools; a loop with more legs than that is left to the turn limit
 
@@ -41,7 +41,7 @@ def after(
 
     Args:
         changes: It ran and its tool is not read-only.
-        refused: The guard refused it, for this reason.
+        refused: The guard refused it, for this reason; or it was denied, which is no fault of its tool.
     """
     seen, failing, repeats = progress.seen, progress.failing, 0
     changed = changes and not result.is_error
@@ -58,7 +58,7 @@ def after(
         while len(seen) > _REMEMBERED:
             del seen[next(iter(seen))]
         repeats = now.count
-    if refused != "repeats":
+    if refused not in ("repeats", "denied"):
         failing = {} if changes and not result.is_error else dict(failing)
         failing.pop(call.name, None)
         if result.is_error:
@@ -100,14 +100,18 @@ def note(progress: Progress, call: ToolCall, result: ToolMessage, limits: GuardL
         if failures < limits.tool_failures:
             return result
         said = f"{call.name} has now failed {failures} times in a row. Try another way, or say what does not work."
-        return replace(result, note=said)
+        return _noted(result, said)
     streak = progress.seen.get(fingerprint(call))
     if streak is None or streak.turn == turn or streak.result != _digest(result.full or result.content):
         return result
     if streak.count + 1 < limits.repeats_noted:
         return result
     said = f"This call has now given the same result {streak.count + 1} times. Calling it again will change nothing."
-    return replace(result, note=said)
+    return _noted(result, said)
+
+
+def _noted(result: ToolMessage, said: str) -> ToolMessage:
+    return replace(result, note=f"{result.note} {said}" if result.note else said)
 
 
 def _more(streak: Streak | None, turn: int, *, by: int = 1) -> Streak:

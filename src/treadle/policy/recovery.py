@@ -19,15 +19,17 @@ from treadle.errors import (
     ModelError,
     ModelNotFound,
     QuotaExceeded,
+    ToolError,
     Unsupported,
     UsageError,
 )
-from treadle.values.events import Discarded, ErrorRecord, Fact, Replied, Retried
+from treadle.values.events import Discarded, ErrorRecord, Fact, Replied, Retried, ToolRetried
 from treadle.values.messages import AssistantMessage, Message, Text, ToolCall
-from treadle.values.ports import Driver
+from treadle.values.ports import Driver, PreparedCall
 from treadle.values.request import ModelRequest
 from treadle.values.state import State
 from treadle.values.tokens import estimate_tokens
+from treadle.values.toolcalls import Outcome
 
 __all__ = [
     "Abort",
@@ -43,6 +45,7 @@ __all__ = [
     "check_fits",
     "decide",
     "retry_then_switch",
+    "retry_tool",
 ]
 
 OnInterrupted: TypeAlias = Literal["fail", "restart", "continue"]
@@ -226,6 +229,28 @@ def decide(
         continues=continues,
     )
     return [retried] if continues is not None else [*discarded, retried]
+
+
+_MAY_PASS = ("timeout", "network", "rate_limited")
+
+
+def retry_tool(
+    outcome: Outcome, prepared: PreparedCall, state: State, rules: Recovery, *, turn: int, position: int, attempt: int
+) -> ToolRetried | None:
+    """The fact that a failed tool is called again, from the same budget as model calls; None if it is not.
+
+    Only a tool that is declared repeatable is, and only after a failure that may pass.
+    """
+    result, policy = outcome.result, rules.policy
+    if not prepared.repeatable or result.error_kind not in _MAY_PASS:
+        return None
+    if attempt >= policy.attempts or state.retries >= policy.run_budget:
+        return None
+    wait_s = policy.wait_s(attempt=attempt, retry_after_s=outcome.retry_after_s, jitter=rules.jitter())
+    if wait_s is None:
+        return None
+    error = ErrorRecord(kind=result.error_kind, message=f"{result.name} failed: {result.error_kind}", hint=ToolError.default_hint)
+    return ToolRetried(turn=turn, position=position, attempt=attempt, error=error, wait_s=wait_s)
 
 
 def _is_text(partial: AssistantMessage | None) -> bool:

@@ -7,17 +7,33 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+from collections.abc import Awaitable, Callable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from treadle.errors import ToolDefinitionError
 from treadle.tools.arguments import InvalidArguments, Parameters
+from treadle.tools.context import FromRun, ToolContext
 from treadle.tools.docstrings import describe
 from treadle.tools.threads import run_in_thread
-from treadle.values.ports import Concurrency
 from treadle.values.request import ToolSpec
+from treadle.values.toolcalls import Concurrency
 
-__all__ = ["BoundCall", "FunctionTool", "InvalidArguments", "as_tool", "tool"]
+__all__ = ["BoundCall", "FunctionTool", "InvalidArguments", "ToolSettings", "as_tool", "tool"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -25,31 +41,49 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
+class ToolSettings(TypedDict, total=False):
+    """How a tool is offered and run. Everything has a default.
+
+    Attributes:
+        name: What the model calls it; by default the function's name.
+        description: What the model reads; by default the docstring.
+        concurrency: `read_only`, `exclusive` (the default) or `interactive`.
+        group: A lock, by name: read-only members share it, exclusive ones take it alone, and members of different groups run
+            together. An exclusive tool without a group conflicts with every other call of its turn.
+        timeout_s: Seconds a call may take; by default the run's limit, and none for an interactive tool.
+        repeatable: Running it twice does no more than running it once. Only then is it called again after a failure that may
+            pass, or when a run is carried on that broke off while it ran.
+        needs_approval: A person is asked before it runs, unless the run's approvals say otherwise.
+        preview: With the call's arguments, what it would do, as text for the person who is asked. An approved call whose preview
+            has changed meanwhile does not run.
+        subjects: With the call's arguments, what approval rules hold their patterns against, by argument name; by default the
+            arguments as text.
+        is_question: The call itself is a question to the person (`preview` is its text), and their words are its result. The
+            function is never called.
+    """
+
+    name: str | None
+    description: str | None
+    concurrency: Concurrency
+    group: str | None
+    timeout_s: float | None
+    repeatable: bool
+    needs_approval: bool
+    preview: Callable[..., str | Awaitable[str]]
+    subjects: Callable[..., Mapping[str, str]]
+    is_question: bool
+
+
 @overload
-def tool(
-    fn: Callable[P, R],
-    /,
-    *,
-    name: str | None = None,
-    description: str | None = None,
-    concurrency: Concurrency = "exclusive",
-    timeout_s: float | None = None,
-) -> FunctionTool[P, R]: ...
+def tool(fn: Callable[P, R], /, **settings: Unpack[ToolSettings]) -> FunctionTool[P, R]: ...
 @overload
-def tool(
-    fn: None = None,
-    /,
-    *,
-    name: str | None = None,
-    description: str | None = None,
-    concurrency: Concurrency = "exclusive",
-    timeout_s: float | None = None,
-) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+def tool(fn: None = None, /, **settings: Unpack[ToolSettings]) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
 def tool(fn: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
-    """The function as a tool: `@tool`, or `@tool(concurrency="read_only", timeout_s=30)`.
+    """The function as a tool: `@tool`, or `@tool(concurrency="read_only", timeout_s=30)`; see `ToolSettings`.
 
     Its name is the tool's name, its docstring the description, its signature the schema. Parameters are described by
-    the docstring (Google, NumPy or Sphinx style) or by `Annotated[int, "How many."]`, which wins.
+    the docstring (Google, NumPy or Sphinx style) or by `Annotated[int, "How many."]`, which wins. Parameters of type
+    `ToolContext` or `Injected[...]` are filled by the run and left out of the schema.
 
     Raises:
         ToolDefinitionError: The function cannot be offered to a model; the message names the parameter.
@@ -87,15 +121,17 @@ class BoundCall:
         self._is_async = is_async
         self.arguments = arguments
 
-    async def run(self) -> object:
+    async def run(self, injected: Mapping[str, object] = types.MappingProxyType({})) -> object:
         """What the function returns. Its exceptions come out as they are.
+
+        `injected` are values for the parameters that the run fills.
 
         An async function runs here, and cancelling cancels it. Any other runs in a thread, and cancelling leaves the
         thread behind: see `treadle.tools.threads`.
         """
         if self._is_async:
-            return await self._fn(**self.arguments)
-        result = await run_in_thread(functools.partial(self._fn, **self.arguments))
+            return await self._fn(**self.arguments, **injected)
+        result = await run_in_thread(functools.partial(self._fn, **self.arguments, **injected))
         return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
 
 
@@ -104,26 +140,27 @@ class FunctionTool(Generic[P, R]):
 
     Attributes:
         spec: What the model sees.
+        settings: As they were given; see `ToolSettings`.
         concurrency: How its calls run next to others of the same turn.
         timeout_s: Seconds a call may take; None for the run's limit.
+        injected: Parameters that the run fills, and their types.
         is_method: It was defined in a class and has no object yet: `instance.method` is the tool to offer.
     """
 
     spec: ToolSpec
+    settings: ToolSettings
     concurrency: Concurrency
     timeout_s: float | None
+    injected: dict[str, Any]
     is_method: bool
     __name__: str
 
-    def __init__(
-        self,
-        fn: Callable[P, R],
-        *,
-        name: str | None = None,
-        description: str | None = None,
-        concurrency: Concurrency = "exclusive",
-        timeout_s: float | None = None,
-    ) -> None:
+    def __init__(self, fn: Callable[P, R], **settings: Unpack[ToolSettings]) -> None:
+        name, description, timeout_s = settings.get("name"), settings.get("description"), settings.get("timeout_s")
+        concurrency: Concurrency = settings.get("concurrency", "exclusive")
+        if unknown := settings.keys() - ToolSettings.__annotations__.keys():
+            hint = f"There are {', '.join(ToolSettings.__annotations__)}."
+            _refuse(name or "?", f"no such setting: {', '.join(sorted(unknown))}", hint)
         if isinstance(fn, type | staticmethod | classmethod) or not callable(fn):
             kind = type(cast("object", fn)).__name__
             _refuse(name or kind, f"a `{kind}` is no tool", "`@tool` goes right above a `def`, below other decorators.")
@@ -139,7 +176,7 @@ class FunctionTool(Generic[P, R]):
             _refuse(name, f"timeout_s is {timeout_s}", "Write seconds above 0, or None for the run's limit.")
         if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
             _refuse(name, "it yields", "Return one value, such as a list.")
-        self.is_method, parameters = _signature(fn, call, name)
+        self.is_method, parameters, self.injected = _signature(fn, call, name)
         text, said = describe(call.__doc__ or inner.__doc__, [p.name for p in parameters])
         functools.update_wrapper(self, call, updated=())
         self.__wrapped__ = self._fn = fn
@@ -150,6 +187,7 @@ class FunctionTool(Generic[P, R]):
             description=text if description is None else description,
             parameters=self._parameters.schema,
         )
+        self.settings = settings
         self.concurrency = concurrency
         self.timeout_s = timeout_s
 
@@ -192,8 +230,9 @@ def _inner(fn: Any) -> Any:
     return fn
 
 
-def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parameter]]:
-    """Whether the function lacks its object, and the parameters a model may fill, their annotations evaluated."""
+def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parameter], dict[str, Any]]:
+    """Whether the function lacks its object; the parameters a model may fill, their annotations evaluated; and the types of
+    those that the run fills."""
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError, NameError) as error:
@@ -217,6 +256,7 @@ def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parame
     written_in = inspect.unwrap(getattr(call, "__func__", call))
     global_names, local_names = getattr(written_in, "__globals__", {}), _local_names(written_in)
     evaluated: list[inspect.Parameter] = []
+    injected: dict[str, Any] = {}
     for p in parameters:
         holder = types.SimpleNamespace(__annotations__={p.name: p.annotation})
         try:
@@ -224,8 +264,22 @@ def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parame
         except Exception as error:  # annotations are code
             hint = "Define or import what it names at module level, outside `if TYPE_CHECKING`."
             _refuse(name, f"parameter `{p.name}`: `{p.annotation}` cannot be evaluated: {error}", hint)
-        evaluated.append(p.replace(annotation=hints[p.name]))
-    return is_method, evaluated
+        kind = _filled_by_run(hints[p.name])
+        if kind is None:
+            evaluated.append(p.replace(annotation=hints[p.name]))
+        elif isinstance(kind, type):
+            injected[p.name] = kind
+        else:
+            _refuse(name, f"parameter `{p.name}`: `{kind}` is no class to look for", "Write `Injected[SomeClass]`.")
+    return is_method, evaluated, injected
+
+
+def _filled_by_run(hint: Any) -> Any:
+    """The type of a parameter that the run fills; None for one that the model fills."""
+    if hint is ToolContext:
+        return ToolContext
+    is_marked = get_origin(hint) is Annotated and any(isinstance(said, FromRun) for said in get_args(hint)[1:])
+    return get_args(hint)[0] if is_marked else None
 
 
 def _is_bare(p: inspect.Parameter) -> bool:

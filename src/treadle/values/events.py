@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -19,10 +19,13 @@ from msgspec import Struct
 from treadle.errors import TreadleError, UsageError
 from treadle.values.messages import AssistantMessage, Message, ToolMessage, UserMessage
 from treadle.values.request import Finish
+from treadle.values.toolcalls import Decision, PendingCall
 from treadle.values.usage import Usage
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ApprovalAnswered",
+    "ApprovalRequested",
     "Asked",
     "Delta",
     "Discarded",
@@ -34,12 +37,15 @@ __all__ = [
     "Prompted",
     "Repaired",
     "Replied",
+    "Resumed",
     "Retried",
     "StopReason",
     "TextDelta",
     "ThinkingDelta",
     "ToolCallDelta",
     "ToolFinished",
+    "ToolProgress",
+    "ToolRetried",
     "ToolStarted",
     "event_from_json",
     "event_to_json",
@@ -204,10 +210,37 @@ class Replied(Fact, frozen=True, kw_only=True, gc=False):
     reasoning_tokens: float = 0.0
 
 
-class ToolStarted(Fact, frozen=True, kw_only=True, gc=False):
-    """A call passed validation and its tool was started. (run, turn, position) names the call for ever.
+class ApprovalRequested(Fact, frozen=True, kw_only=True, gc=False):
+    """A call waits for a person, and so does its turn: `Ended("waiting_approval")` follows the last of these."""
+
+    turn: int
+    position: int
+    pending: PendingCall
+
+
+class Resumed(Fact, frozen=True, kw_only=True, gc=False):
+    """The next segment of the run began."""
+
+
+class ApprovalAnswered(Fact, frozen=True, kw_only=True, gc=False):
+    """It was decided about a call that waited.
 
     Attributes:
+        by: Who decided: a person, or the run's approval rules in their place.
+    """
+
+    turn: int
+    position: int
+    call_id: str
+    decision: Decision
+    by: Literal["person", "policy"] = "person"
+
+
+class ToolStarted(Fact, frozen=True, kw_only=True, gc=False):
+    """A call passed validation and approval, and its tool was started. (run, turn, position) names the call for ever.
+
+    Attributes:
+        arguments: What it runs with: the model's arguments, or those a person put in their place.
         changes: The tool is not read-only.
     """
 
@@ -219,17 +252,51 @@ class ToolStarted(Fact, frozen=True, kw_only=True, gc=False):
     changes: bool = True
 
 
+class ToolProgress(Fact, frozen=True, kw_only=True, gc=False):
+    """A running tool said how far it is. At most ten a second of each call; what comes faster is left out.
+
+    Attributes:
+        text: At most 1,000 characters.
+        fraction: From 0 to 1, if the tool knows.
+    """
+
+    turn: int
+    position: int
+    text: str
+    fraction: float | None = None
+
+
+class ToolRetried(Fact, frozen=True, kw_only=True, gc=False):
+    """A tool that is declared repeatable failed in a way that may pass, and will be called again.
+
+    Attributes:
+        attempt: The attempt that failed, from 1.
+        wait_s: Seconds until the next one.
+    """
+
+    turn: int
+    position: int
+    attempt: int
+    error: ErrorRecord
+    wait_s: float
+
+
 class ToolFinished(Fact, frozen=True, kw_only=True, gc=False):
     """A call has its result. Without a `ToolStarted` before it, nothing ran.
 
     Attributes:
-        refused: The run refused the call, because its tool had failed or it had been repeated too often.
+        refused: The run refused the call, because its tool had failed or it had been repeated too often; or a person or an
+            approval rule `denied` it.
+        details: For debugging, if the tool gave any; as large as `Limits.tool_result_chars` allows.
+        warning: For the person: what the tool did wrong without failing.
     """
 
     turn: int
     position: int
     result: ToolMessage
-    refused: Literal["failures", "repeats"] | None = None
+    refused: Literal["failures", "repeats", "denied"] | None = None
+    details: Any = None
+    warning: str | None = None
 
 
 class Ended(Fact, frozen=True, kw_only=True, gc=False):
@@ -237,10 +304,12 @@ class Ended(Fact, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         partial: What the model had written of a turn that was cut short; None if the last turn is whole.
+        elapsed_s: When the run waits for a person: how long it has run so far, that is without waiting for people.
     """
 
     stop_reason: StopReason
     partial: AssistantMessage | None = None
+    elapsed_s: float = 0.0
 
 
 class Failed(Fact, frozen=True, kw_only=True, gc=False):
@@ -263,7 +332,12 @@ _ANY = (
     | Prompted
     | Retried
     | Discarded
+    | ApprovalRequested
+    | Resumed
+    | ApprovalAnswered
     | ToolStarted
+    | ToolProgress
+    | ToolRetried
     | ToolFinished
     | Ended
     | Failed

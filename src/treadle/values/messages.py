@@ -12,10 +12,11 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from treadle.errors import HistoryError
+from treadle.errors import HistoryError, ToolErrorKind
 
 __all__ = [
     "AssistantMessage",
+    "Image",
     "Message",
     "Part",
     "SystemMessage",
@@ -101,6 +102,20 @@ class AssistantMessage(Struct, frozen=True, gc=False, tag_field="role", tag="ass
         return tuple(part for part in self.content if type(part) is ToolCall)
 
 
+class Image(Struct, frozen=True, gc=False, tag_field="type", tag="image"):
+    """A picture, as a file's bytes. In JSON the bytes are base64.
+
+    Attributes:
+        media_type: Such as `image/png`.
+    """
+
+    data: bytes
+    media_type: str
+
+    def __repr__(self) -> str:
+        return f"Image({len(self.data):,} bytes, {self.media_type!r})"
+
+
 class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", omit_defaults=True):
     """The result of one call.
 
@@ -111,6 +126,9 @@ class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", o
         is_error: The call failed, was refused or was interrupted; `content` says how.
         full: The whole result when `content` is a cut one, up to 10 MB; else None.
         note: A remark of the run for the model, such as that this call keeps failing; sent after `content`.
+        images: Pictures that the model sees with the text, if it can see.
+        display: What a person is shown in place of `content`, such as a diff; None to show `content`. Never sent to a model.
+        error_kind: What kind of failure it was; None where it was none, or nothing ran.
     """
 
     call_id: str
@@ -119,6 +137,9 @@ class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", o
     is_error: bool = False
     full: str | None = None
     note: str | None = None
+    images: tuple[Image, ...] = ()
+    display: str | None = None
+    error_kind: ToolErrorKind | None = None
 
 
 def joined(first: AssistantMessage | None, then: AssistantMessage) -> AssistantMessage:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
 
 from treadle.values.events import Delta, Fact
-from treadle.values.messages import ToolCall, ToolMessage
+from treadle.values.messages import Message, ToolCall, ToolMessage
 from treadle.values.request import ModelInfo, ModelRequest, Reply
 from treadle.values.tokens import Calibration
+from treadle.values.toolcalls import Concurrency, Outcome
 
-__all__ = ["Concurrency", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
-
-Concurrency: TypeAlias = Literal["read_only", "exclusive", "interactive"]
-"""`read_only` calls of a turn run together; an `exclusive` one runs alone; an `interactive` one alone, with the person."""
+__all__ = ["CallContext", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
 
 
 class ReplyStream(Protocol):
@@ -76,18 +76,68 @@ class Driver(Protocol):
         ...
 
 
+class CallContext(Struct, frozen=True, kw_only=True):
+    """What a run lends to one of its calls.
+
+    Attributes:
+        deadline: The event loop's time at which the run ends; infinite for a call that waits for a person.
+        messages: The conversation so far.
+        report: Commits a `ToolProgress`.
+    """
+
+    run_id: str
+    turn: int
+    position: int
+    deadline: float
+    messages: Callable[[], tuple[Message, ...]]
+    report: Callable[[str, float | None], Awaitable[None]]
+
+
 class PreparedCall(Protocol):
     """A call that may run: its tool exists and its arguments passed every gate."""
 
     @property
     def concurrency(self) -> Concurrency: ...
 
-    async def run(self) -> ToolMessage:
-        """The result. Every failure of the tool is a result too; raises only when cancelled from outside."""
+    @property
+    def group(self) -> str | None:
+        """The lock it takes; None for an exclusive call that conflicts with everything."""
+        ...
+
+    @property
+    def repeatable(self) -> bool:
+        """Running it twice does no more than running it once."""
+        ...
+
+    @property
+    def needs_approval(self) -> bool:
+        """A person is asked before it runs, unless the run's policy says otherwise."""
+        ...
+
+    @property
+    def is_question(self) -> bool:
+        """It runs nowhere: it asks the person, and what they say is its result."""
+        ...
+
+    def subjects(self) -> Mapping[str, str]:
+        """What approval rules hold their patterns against, by argument name."""
+        ...
+
+    async def preview(self) -> str | None:
+        """What it would do, for the person who decides; the same text as long as it would do the same."""
+        ...
+
+    async def run(self, context: CallContext) -> Outcome:
+        """The outcome. Every failure of the tool is one too; raises only when cancelled from outside."""
         ...
 
 
-Job: TypeAlias = tuple[Concurrency, Callable[[], Awaitable[None]]]
+class Job(Struct, frozen=True, gc=False):
+    """One call of a turn, to be run when the calls before it that it conflicts with have ended."""
+
+    concurrency: Concurrency
+    group: str | None
+    start: Callable[[], Awaitable[None]]
 
 
 class Toolbox(Protocol):

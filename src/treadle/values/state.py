@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 
+from treadle.errors import HistoryError, UsageError
 from treadle.values.events import SCHEMA_VERSION, ErrorRecord, StopReason
+from treadle.values.history import check_history
 from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMessage
 from treadle.values.request import Finish
+from treadle.values.toolcalls import Decision, PendingCall
 from treadle.values.usage import Usage
 
-__all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak"]
+__all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak", "run_from_json", "run_to_json"]
 
 
 class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
-    """A call of the last turn. It is named for ever by (run, turn, position)."""
+    """A call of the last turn. It is named for ever by (run, turn, position).
+
+    Attributes:
+        pending: What a person was asked about it; None if nobody was.
+        decision: What they said; None while they have not.
+    """
 
     call: ToolCall
     started: bool = False
     changes: bool = True
     result: ToolMessage | None = None
+    pending: PendingCall | None = None
+    decision: Decision | None = None
+
+    @property
+    def waits(self) -> bool:
+        """A person has to decide before anything of this turn may run."""
+        return self.pending is not None and self.decision is None and self.result is None
 
 
 class Streak(Struct, frozen=True, gc=False):
@@ -61,6 +77,7 @@ class State(Struct, frozen=True, kw_only=True):
         wait_s, driver, continues: How the next attempt is made, as `Retried` said.
         output_tokens, reasoning_tokens: Of all turns, as counted here.
         progress: Failing and repeating calls.
+        elapsed_s: How long the segments before this one took, without the waits for people between them.
         partial: What had arrived of a turn that was cut short by the run's ending.
         stop_reason, error: Set by the run's ending.
     """
@@ -86,6 +103,7 @@ class State(Struct, frozen=True, kw_only=True):
     output_tokens: float = 0.0
     reasoning_tokens: float = 0.0
     progress: Progress = Progress()
+    elapsed_s: float = 0.0
     partial: AssistantMessage | None = None
     stop_reason: StopReason | None = None
     error: ErrorRecord | None = None
@@ -94,6 +112,11 @@ class State(Struct, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         return self.stop_reason is not None or self.error is not None
+
+    @property
+    def resumable(self) -> bool:
+        """There is something left to do: it waits for a person, or broke off."""
+        return not self.ended or self.error is not None or self.stop_reason in ("waiting_approval", "cancelled", "deadline")
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -107,11 +130,11 @@ class State(Struct, frozen=True, kw_only=True):
 def _result(open_call: OpenCall) -> ToolMessage:
     if open_call.result is not None:
         return open_call.result
-    said = (
-        "Interrupted. The call had started; whether it took effect is unknown."
-        if open_call.started
-        else "Not run: the run ended before this call was started."
-    )
+    said = "Not run: the run ended before this call was started."
+    if open_call.started:
+        said = "Interrupted. The call had started; whether it took effect is unknown."
+    elif open_call.waits:
+        said = "Not run: the call waits for a person."
     return ToolMessage(open_call.call.id, open_call.call.name, said, is_error=True)
 
 
@@ -127,7 +150,7 @@ class RunResult(Struct, frozen=True, kw_only=True):
         messages: What the next request would send, instructions left out: valid as `history=` of another run
             however this one ended.
         run_id: Names the run.
-        state: All of it, as versioned data.
+        state: All of it, as versioned data: what `resume` takes.
     """
 
     text: str
@@ -138,6 +161,11 @@ class RunResult(Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     run_id: str
     state: State
+
+    @property
+    def pending(self) -> tuple[PendingCall, ...]:
+        """The calls that wait for a person; none unless `stop_reason` is `waiting_approval`."""
+        return tuple(call.pending for call in self.state.open_calls if call.pending is not None and call.waits)
 
     @classmethod
     def of(cls, state: State) -> RunResult:
@@ -152,3 +180,27 @@ class RunResult(Struct, frozen=True, kw_only=True):
             run_id=state.run_id,
             state=state,
         )
+
+
+def run_to_json(run: RunResult) -> bytes:
+    """The run as one JSON object, to be resumed in another process or another week."""
+    return msgspec.json.encode(run.state)
+
+
+def run_from_json(data: bytes | str) -> RunResult:
+    """The run that `run_to_json` wrote.
+
+    Raises:
+        UsageError: It is none, was written by a newer version, or its conversation is one that no server would accept.
+    """
+    try:
+        state = msgspec.json.decode(data, type=State)
+        check_history(state.messages)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, HistoryError) as error:
+        said = error.message if isinstance(error, HistoryError) else error
+        raise UsageError(f"not a run: {said}", hint="Pass what `run_to_json` wrote.") from None
+    if state.schema > SCHEMA_VERSION:
+        raise UsageError(
+            f"the run has schema {state.schema}, and this version knows up to {SCHEMA_VERSION}", hint="Update treadle."
+        )
+    return RunResult.of(state)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 from treadle.core.loop import Loop
-from treadle.core.mailbox import Mailbox
+from treadle.agent.mailbox import Mailbox
 from treadle.errors import UsageError
 from treadle.values.events import Ended, Event, Failed
 from treadle.values.state import RunResult

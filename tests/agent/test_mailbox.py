@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.core.mailbox import Mailbox
+from treadle.agent.mailbox import Mailbox
 from treadle.errors import UsageError
 from treadle.values.events import Ended, Event, TextDelta, ThinkingDelta, ToolCallDelta
 

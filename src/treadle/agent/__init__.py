@@ -1,0 +1,1 @@
+"""The face of treadle: `Agent`, and a run as it is watched."""

@@ -1,0 +1,217 @@
+"""`Agent`: a model, its tools and its rules, and the three ways to run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from treadle.core.loop import Loop
+from treadle.core.plan import Plan
+from treadle.agent.run import Run
+from treadle.core.state import begin
+from treadle.core.step import CallModel
+from treadle.errors import ToolDefinitionError, UsageError
+from treadle.policy.approval import answered, check_approvals
+from treadle.policy.recovery import OnInterrupted, Recovery, RetryPolicy, Strategy, retry_then_switch
+from treadle.tools.executor import Executor
+from treadle.tools.function import FunctionTool, as_tool
+from treadle.values.events import Asked, Event
+from treadle.values.history import repaired
+from treadle.values.limits import Limits
+from treadle.values.messages import Message, UserMessage
+from treadle.values.ports import Driver, Journal
+from treadle.values.request import ModelRequest, Options
+from treadle.values.state import RunResult, State
+from treadle.values.toolcalls import Approvals, Decision
+
+__all__ = ["Agent", "RunSettings"]
+
+_Start: TypeAlias = Callable[[Callable[[Sequence[Event]], None] | None], Loop]
+
+
+class RunSettings(TypedDict, total=False):
+    """What one run may bring. What it does not bring is as the agent has it.
+
+    Attributes:
+        history: The conversation so far: `result.messages` of an earlier run.
+        options: Sampling and request options.
+        limits: Bounds.
+        resources: Objects for tool parameters declared `Injected[...]`; they come before the agent's.
+        approvals: Which calls wait for a person.
+        on_interrupted: What to do when the model's answer breaks off. `restart` begins it anew, announced by `Discarded`: drop what
+            was drawn of that attempt; the default of `run`, which nobody watches. `fail` ends the run with the partial text; the
+            default of `stream`, because not every reader can take text back. `continue` goes on from what had come, where the
+            server can.
+    """
+
+    history: Sequence[Message]
+    options: Options
+    limits: Limits
+    resources: Sequence[object]
+    approvals: Approvals
+    on_interrupted: OnInterrupted
+
+
+class Agent:
+    """A model with tools. Immutable; makes no connection until it runs; safe to share between tasks.
+
+        agent = Agent("ollama/qwen3:8b", tools=[get_weather], instructions="Be brief.")
+        result = await agent.run("Weather in Oslo and Lima?")
+
+    Args:
+        model: `provider/name` (`ollama/qwen3:8b`), `local` (find a running server), `URL#model`, a URL (its first
+            model), or a driver.
+        tools: Functions, with or without the `tool` decorator; one without is `exclusive`.
+        instructions: The system text.
+        options: Sampling and request options, for every run that does not bring its own.
+        limits: Bounds, for every run that does not bring its own.
+        resources: Objects for tool parameters declared `Injected[...]`.
+        approvals: Which calls wait for a person; by default those of tools that say so.
+        fallback: Models to go on with, in this order, when the first cannot be reached or cannot do it.
+        retry: How often a failed call is made again.
+        strategy: Decides what follows a failure; by default retry, then the next model, then end.
+        journal: Where facts are kept before anybody sees them.
+
+    Raises:
+        UsageError: The model's name cannot be understood, or a function cannot be a tool.
+    """
+
+    def __init__(
+        self,
+        model: str | Driver,
+        *,
+        tools: Iterable[FunctionTool[..., Any] | Callable[..., Any]] = (),
+        instructions: str | None = None,
+        options: Options = Options(),
+        limits: Limits = Limits(),
+        resources: Iterable[object] = (),
+        approvals: Approvals = (),
+        fallback: Iterable[str | Driver] = (),
+        retry: RetryPolicy = RetryPolicy(),
+        strategy: Strategy = retry_then_switch,
+        journal: Journal | None = None,
+    ) -> None:
+        self.driver: Driver = _driver(model)
+        self.fallback: tuple[Driver, ...] = tuple(_driver(each) for each in fallback)
+        self.tools: tuple[FunctionTool[..., Any], ...] = tuple(as_tool(each) for each in tools)
+        self.instructions = instructions
+        self.options = options
+        self.limits = limits
+        self.approvals: Approvals = check_approvals(approvals)
+        self._resources = tuple(resources)
+        self._retry = retry
+        self._strategy = strategy
+        self._journal = journal
+        self._specs = tuple(each.spec for each in self.tools)
+        names = [spec.name for spec in self._specs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ToolDefinitionError(f"two tools are named {name!r}", hint="Give one another name: @tool(name=...).")
+
+    def __repr__(self) -> str:
+        return f"Agent({self.driver.model!r}, tools=[{', '.join(spec.name for spec in self._specs)}])"
+
+    async def run(self, prompt: str, **settings: Unpack[RunSettings]) -> RunResult:
+        """The whole run, when only its outcome matters. The same path as `stream`, with nobody watching. See `RunSettings`.
+
+        Raises:
+            ModelError: A model call failed; `error.result` has what came before it.
+            UsageError: A setting or the history cannot work.
+        """
+        return await _driven(self._begin(prompt, {"on_interrupted": "restart", **settings}))
+
+    def stream(self, prompt: str, **settings: Unpack[RunSettings]) -> Run:
+        """The run as it happens: `async with agent.stream(...) as run`, then iterate it. See `Run` and `RunSettings`."""
+        return Run(self._begin(prompt, settings))
+
+    def run_sync(self, prompt: str, **settings: Unpack[RunSettings]) -> RunResult:
+        """`run`, for code without an event loop.
+
+        Raises:
+            UsageError: There is a running event loop (a notebook, an async function): await `run` there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.run(prompt, **settings))
+        raise UsageError("run_sync was called inside a running event loop", hint="Use `await agent.run(...)` there.")
+
+    async def resume(
+        self, run: RunResult, decisions: Mapping[str, Decision] = MappingProxyType({}), **settings: Unpack[RunSettings]
+    ) -> RunResult:
+        """Carry on a run that waits for a person (`result.pending`), or that broke off, here or in another process.
+
+            result = await agent.resume(result, {"call_1": approve, "call_2": deny("not on a Friday")})
+
+        Args:
+            decisions: By call id: `approve`, `deny("why")`, `edit({...})`, and `say("...")` to a question. While one is missing
+                the run goes on waiting, and nothing of its turn starts.
+            settings: Those of the run are not kept in it; pass them again. A history has no place here.
+
+        Raises:
+            UsageError: There is nothing to resume, or an answer fits no waiting call. Nothing has happened then.
+            ModelError: As `run`.
+        """
+        return await _driven(self._resumed(run, decisions, {"on_interrupted": "restart", **settings}))
+
+    def resume_stream(
+        self, run: RunResult, decisions: Mapping[str, Decision] = MappingProxyType({}), **settings: Unpack[RunSettings]
+    ) -> Run:
+        """`resume`, as it happens."""
+        return Run(self._resumed(run, decisions, settings))
+
+    def _begin(self, prompt: str, settings: RunSettings) -> _Start:
+        messages, repairs = repaired((*settings.get("history", ()), UserMessage(prompt)))
+        asked = Asked(run_id=os.urandom(8).hex(), model=self.driver.model, messages=messages)
+        plan = self._plan(settings)
+        return lambda watch: Loop(begin(asked), plan, (asked, *repairs), watch)
+
+    def _resumed(self, run: RunResult, decisions: Mapping[str, Decision], settings: RunSettings) -> _Start:
+        if settings.get("history"):
+            raise UsageError("a resumed run has its history already", hint="Leave `history` out.")
+        plan = self._plan(settings)
+        first = answered(run.state, decisions, plan.toolbox)
+        return lambda watch: Loop(run.state, plan, first, watch)
+
+    def _plan(self, settings: RunSettings) -> Plan:
+        limits, options = settings.get("limits", self.limits), settings.get("options", self.options)
+
+        def request(state: State, step: CallModel) -> ModelRequest:
+            return ModelRequest(
+                messages=state.messages,
+                instructions=self.instructions,
+                tools=self._specs,
+                options=options,
+                run_id=state.run_id,
+                turn=step.turn,
+                attempt=step.attempt,
+                continues=state.continues,
+                timeouts=limits.timeouts,
+            )
+
+        return Plan(
+            drivers=(self.driver, *self.fallback),
+            toolbox=Executor(self.tools, limits, (*settings.get("resources", ()), *self._resources)),
+            limits=limits,
+            request=request,
+            recovery=Recovery(policy=self._retry, strategy=self._strategy, on_interrupted=settings.get("on_interrupted", "fail")),
+            approvals=check_approvals(settings["approvals"]) if "approvals" in settings else self.approvals,
+            journal=self._journal,
+        )
+
+
+async def _driven(start: _Start) -> RunResult:
+    loop = start(None)
+    await loop.drive()
+    return RunResult.of(loop.state)
+
+
+def _driver(model: str | Driver) -> Driver:
+    if isinstance(model, str):
+        from treadle.drivers.catalog import driver_for  # loads the HTTP client
+
+        return driver_for(model)
+    return model

@@ -1,0 +1,172 @@
+"""Which calls wait for a person, and what their answers come to.
+
+The order is: the gates (known tool, strict arguments), the guard, then this. A call that cannot run is never asked about. No call of
+a turn starts while another call of it waits. What a person approved is what they saw: a call whose preview has changed meanwhile
+does not run.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec.structs import replace
+
+from treadle.errors import UsageError
+from treadle.values.events import ApprovalAnswered, ApprovalRequested, Fact, Resumed
+from treadle.values.messages import ToolCall, ToolMessage
+from treadle.values.ports import PreparedCall, Toolbox
+from treadle.values.state import OpenCall, State
+from treadle.values.toolcalls import Approvals, Approve, Decision, Deny, Edit, PendingCall, Rule, Say
+
+__all__ = ["answered", "as_decided", "changed_since", "check_approvals", "edited_note", "gate"]
+
+
+def check_approvals(approvals: Approvals) -> Approvals:
+    """The policy itself.
+
+    Raises:
+        UsageError: It is neither a word we know, nor rules, nor a function.
+    """
+    is_word = isinstance(approvals, str)
+    if (is_word and approvals in ("never", "always")) or callable(approvals):
+        return approvals
+    if is_word or not all(type(rule) is Rule for rule in approvals):
+        raise UsageError(
+            f"approvals={approvals!r} is no approval policy", hint='Write "never", "always", a list of `Rule`s, or a function.'
+        )
+    return tuple(approvals)
+
+
+async def gate(
+    open_call: OpenCall, prepared: PreparedCall, approvals: Approvals, *, turn: int, position: int
+) -> tuple[Fact, ...]:
+    """The facts that come before the call may run; none if it may run now.
+
+    `ApprovalRequested` alone parks the run; with `ApprovalAnswered` after it, the policy has decided in the person's place.
+
+    Raises:
+        UsageError: The approval function answered with something that is no decision about a call.
+    """
+    call = open_call.call
+    if open_call.decision is not None:
+        return ()
+    said = "ask" if prepared.is_question or callable(approvals) else _verdict(prepared, call.name, approvals)
+    if said == "allow":
+        return ()
+    pending = PendingCall(
+        call_id=call.id,
+        name=call.name,
+        arguments=call.arguments,
+        asks="question" if prepared.is_question else "approval",
+        concurrency=prepared.concurrency,
+        preview=None if isinstance(said, Deny) else await prepared.preview(),
+    )
+    if callable(approvals) and not prepared.is_question:
+        said = approvals(pending)
+        if isinstance(said, Approve):
+            return ()
+        if said != "ask" and not isinstance(said, Deny | Edit):
+            raise UsageError(
+                f"the approval function answered {type(said).__name__} for a call of {call.name}",
+                hint='It returns `approve`, `deny("why")`, `edit({...})` or "ask".',
+            )
+    requested = ApprovalRequested(turn=turn, position=position, pending=pending)
+    if isinstance(said, Deny | Edit):
+        by_policy = ApprovalAnswered(turn=turn, position=position, call_id=call.id, decision=said, by="policy")
+        return requested, by_policy
+    return (requested,)
+
+
+def _verdict(prepared: PreparedCall, name: str, approvals: Approvals) -> Literal["allow", "ask"] | Deny:
+    """What a policy of words or rules says; what the tool itself says, where no rule fits."""
+    if approvals == "never":
+        return "allow"
+    if approvals == "always":
+        return "ask"
+    assert not callable(approvals)
+    for rule in approvals:
+        assert isinstance(rule, Rule)
+        if _fits(rule, prepared, name):
+            return Deny(rule.reason or "an approval rule says no.") if rule.action == "deny" else rule.action
+    return "ask" if prepared.needs_approval else "allow"
+
+
+def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool:
+    if rule.tool is not None and not fnmatch.fnmatchcase(name, rule.tool):
+        return False
+    if rule.concurrency is not None and rule.concurrency != prepared.concurrency:
+        return False
+    if not rule.arguments:
+        return True
+    subjects = prepared.subjects()
+    return all(key in subjects and fnmatch.fnmatchcase(subjects[key], pattern) for key, pattern in rule.arguments.items())
+
+
+def as_decided(open_call: OpenCall) -> ToolCall | ToolMessage:
+    """The call as it is to run, with a person's arguments if they gave some; or its result, if their answer is one."""
+    call = open_call.call
+    match open_call.decision:
+        case Edit(arguments=arguments):
+            return ToolCall(call.id, call.name, arguments)
+        case Deny(reason=reason):
+            said = f"Denied: {reason}" if reason else "Denied, without a reason. Ask, or do something else."
+            return ToolMessage(call.id, call.name, said, is_error=True, error_kind="permission")
+        case Say(text=text):
+            return ToolMessage(call.id, call.name, text)
+        case _:
+            return call
+
+
+async def changed_since(open_call: OpenCall, prepared: PreparedCall) -> ToolMessage | None:
+    """Why an approved call does not run after all: what it would do is no longer what the person saw. None if it is."""
+    pending, call = open_call.pending, open_call.call
+    if pending is None or not isinstance(open_call.decision, Approve) or await prepared.preview() == pending.preview:
+        return None
+    said = "Not run: what it would do has changed since it was approved. Look at the present state, then call again."
+    return ToolMessage(call.id, call.name, said, is_error=True)
+
+
+def edited_note(open_call: OpenCall, result: ToolMessage) -> ToolMessage:
+    """The result, with the remark that a person changed the arguments, if one did."""
+    if not isinstance(open_call.decision, Edit):
+        return result
+    return replace(result, note=f"A person changed the arguments before it ran. It ran with: {open_call.decision.arguments}")
+
+
+def answered(state: State, decisions: Mapping[str, Decision], toolbox: Toolbox) -> tuple[Fact, ...]:
+    """The facts that begin the next segment of a run: `Resumed`, then each answer.
+
+    Raises:
+        UsageError: The run cannot be resumed; or an answer is for no waiting call, does not fit what was asked, or has arguments
+            that the tool would refuse. Nothing has happened then.
+    """
+    if not state.resumable:
+        raise UsageError(
+            f"the run has ended with {state.stop_reason}, so there is nothing to resume",
+            hint="To go on with the conversation: agent.run(prompt, history=result.messages).",
+        )
+    waiting = {c.pending.call_id: (position, c) for position, c in enumerate(state.open_calls) if c.pending and c.waits}
+    facts: list[Fact] = [Resumed()]
+    for call_id, decision in decisions.items():
+        if call_id not in waiting:
+            ids = ", ".join(map(repr, waiting)) or "none"
+            raise UsageError(f"no call {call_id!r} waits for an answer", hint=f"Waiting: {ids}. See `result.pending`.")
+        position, open_call = waiting[call_id]
+        _check_fits(decision, open_call, toolbox)
+        facts.append(ApprovalAnswered(turn=state.turn, position=position, call_id=call_id, decision=decision))
+    return tuple(facts)
+
+
+def _check_fits(decision: object, open_call: OpenCall, toolbox: Toolbox) -> None:
+    assert open_call.pending is not None
+    name, asks = open_call.call.name, open_call.pending.asks
+    fitting = Say | Deny if asks == "question" else Approve | Deny | Edit
+    if not isinstance(decision, fitting):
+        hints = {"question": '`say("...")` or `deny("why")`', "approval": '`approve`, `deny("why")` or `edit({...})`'}
+        raise UsageError(f"{decision!r} is no answer to the {asks} that {name} waits for", hint=f"Answer with {hints[asks]}.")
+    if isinstance(decision, Edit):
+        prepared = toolbox.prepare(ToolCall(open_call.call.id, name, decision.arguments))
+        if isinstance(prepared, ToolMessage):
+            raise UsageError(f"edit() for {name}: {prepared.content}", hint="Correct the arguments; the call still waits.")

@@ -1,0 +1,305 @@
+"""One call that passed every gate: bound, timed, watched, and whatever happens turned into an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from treadle.errors import ToolError, ToolErrorKind
+from treadle.tools.context import Progress, ToolContext
+from treadle.tools.function import BoundCall, FunctionTool
+from treadle.tools.shorten import reference, shortened
+from treadle.tools.threads import run_in_thread
+from treadle.values.limits import Limits
+from treadle.values.messages import ToolCall, ToolMessage
+from treadle.values.ports import CallContext
+from treadle.values.toolcalls import Concurrency, Outcome, ToolResult
+
+__all__ = ["GRACE_S", "Execution", "Leftovers", "left_behind"]
+
+GRACE_S = 0.5
+"""For a tool that cleans up when it is cancelled; after that it is left behind."""
+
+_PROGRESS_EVERY_S = 0.1
+_BLOCKED_S = 1.0  # an async tool that holds the event loop for longer is told on
+
+_left_behind: set[asyncio.Task[Any]] = set()
+"""Async tools that ignored their cancellation. They cannot write to a run any more; kept here so that they can be listed."""
+
+
+class Leftovers:
+    """The cancelled tools of a run, until they have ended or are left behind."""
+
+    def __init__(self) -> None:
+        self._cancelled: set[asyncio.Task[Any]] = set()
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        self._cancelled.add(task)
+
+    async def settle(self) -> None:
+        """Give them a moment to clean up. What still runs then is left behind."""
+        cancelled, self._cancelled = self._cancelled, set()
+        if not cancelled:
+            return
+        try:
+            await asyncio.wait(cancelled, timeout=GRACE_S)
+        finally:
+            for task in cancelled:
+                if not task.done():
+                    _left_behind.add(task)
+                task.add_done_callback(_forget)
+
+
+def left_behind() -> tuple[str, ...]:
+    """Names of async tools that ignored their cancellation and still run."""
+    return tuple(sorted(task.get_name() for task in _left_behind))
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _left_behind.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody waits for it
+
+
+class Execution:
+    """A call that passed every gate. See `treadle.values.ports.PreparedCall`.
+
+    Args:
+        injected: Values for the parameters that the run fills, but for the context, which is made here.
+        leftovers: Takes the tool's task if the call is cancelled from outside.
+        can_read_result: The model has a tool to page through long results, so they may name it.
+    """
+
+    def __init__(
+        self,
+        call: ToolCall,
+        tool: FunctionTool[..., Any],
+        bound: BoundCall,
+        injected: Mapping[str, object],
+        limits: Limits,
+        leftovers: Leftovers,
+        *,
+        can_read_result: bool = False,
+    ) -> None:
+        self.concurrency: Concurrency = tool.concurrency
+        self.group = tool.settings.get("group")
+        self.repeatable = tool.settings.get("repeatable", False)
+        self.needs_approval = tool.settings.get("needs_approval", False)
+        self.is_question = tool.settings.get("is_question", False)
+        self._call = call
+        self._tool = tool
+        self._bound = bound
+        self._injected = injected
+        self._limits = limits
+        self._leftovers = leftovers
+        self._can_read_result = can_read_result
+        timeout_s = math.inf if tool.concurrency == "interactive" else limits.tool_timeout_s
+        self._timeout_s = timeout_s if tool.timeout_s is None else tool.timeout_s
+
+    def subjects(self) -> Mapping[str, str]:
+        own = self._tool.settings.get("subjects")
+        if own is not None:
+            return own(**self._bound.arguments)
+        return {name: value if isinstance(value, str) else str(value) for name, value in self._bound.arguments.items()}
+
+    async def preview(self) -> str | None:
+        make = self._tool.settings.get("preview")
+        if make is None:
+            return None
+        try:
+            if inspect.iscoroutinefunction(make):
+                text = await make(**self._bound.arguments)
+            else:
+                text = cast("str", await run_in_thread(lambda: make(**self._bound.arguments)))
+        except ToolError as error:
+            text = f"(it would fail: {error.message})"
+        except Exception as error:
+            text = f"(no preview: {type(error).__name__}: {_words(error)})"
+        return shortened(_sound(text), self._limits.tool_result_chars)
+
+    async def run(self, context: CallContext) -> Outcome:
+        """The outcome. Raises only when cancelled from outside.
+
+        The tool runs in a task of its own, so that one that ignores its cancellation can be left behind.
+        """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._timeout_s
+        progress = Progress()
+        injected = dict(self._injected)
+        for name, kind in self._tool.injected.items():
+            if kind is ToolContext:
+                injected[name] = ToolContext(context, self._call.id, min(ends_at, context.deadline), progress)
+        watched = _Watched(partial(self._bound.run, injected))
+        task = loop.create_task(_outcome(watched), name=f"treadle-{self._call.name}")
+        try:
+            is_done = await self._wait(task, progress if len(injected) > len(self._injected) else None, ends_at, context)
+        except asyncio.CancelledError:
+            self._leftovers.add(task)  # waited for later: the server's connection is closed first
+            raise
+        if not is_done:
+            late = Leftovers()
+            late.add(task)
+            await late.settle()
+            said = f"timed out after {self._timeout_s:g} s. It may have taken effect."
+            return Outcome(result=self._message(said, kind="timeout"))
+        try:
+            value, error = task.result()
+        except asyncio.CancelledError as own:  # the tool's own business, not ours
+            value, error = None, own
+        outcome = self._failed(error) if error is not None else self._returned(value)
+        if watched.longest_step_s >= _BLOCKED_S:
+            said = f"{self._call.name} held up the whole program for {watched.longest_step_s:.1f} s: no timeout, no other tool and no"
+            advice = "Ctrl-C could act meanwhile. Make it a plain `def`, which runs in a thread, or await what it waits for."
+            outcome = replace(outcome, warning=f"{said} {advice}")
+        return outcome
+
+    async def _wait(self, task: asyncio.Task[Any], progress: Progress | None, ends_at: float, context: CallContext) -> bool:
+        """Wait until the tool has ended or its time is up, passing on what it tells meanwhile; whether it has ended."""
+        loop = asyncio.get_running_loop()
+        if progress is None:
+            done, _ = await asyncio.wait([task], timeout=None if math.isinf(ends_at) else ends_at - loop.time())
+            return bool(done)
+        while True:
+            told = loop.create_task(progress.get())
+            try:
+                timeout_s = None if math.isinf(ends_at) else max(0.0, ends_at - loop.time())
+                await asyncio.wait([task, told], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if told.done():
+                    await context.report(*told.result())
+            finally:
+                told.cancel()
+            if task.done() or loop.time() >= ends_at:
+                return task.done()
+            await asyncio.wait([task], timeout=min(_PROGRESS_EVERY_S, max(0.0, ends_at - loop.time())))
+
+    def _failed(self, error: BaseException) -> Outcome:
+        if isinstance(error, ToolError):
+            return Outcome(result=self._message(error.message, kind=error.kind), retry_after_s=error.retry_after_s)
+        said = f"{type(error).__name__}: {_words(error)}"
+        return Outcome(result=self._message(said, kind=_kind(error)))
+
+    def _returned(self, value: object) -> Outcome:
+        made = value if isinstance(value, ToolResult) else ToolResult(content=value)
+        try:
+            text = _text(made.content)
+            details = None if made.details is None else self._details(made.details)
+        except Exception as error:
+            kind = type(made.content).__name__
+            said = f"the tool ran, but its result (a {kind}) cannot be written as JSON: {_words(error)}"
+            return Outcome(result=self._message(said, kind="internal"))
+        message = self._message(text, kind="internal" if made.is_error else None)
+        if made.images or made.display is not None:
+            display = None if made.display is None else shortened(_sound(made.display), self._limits.tool_result_chars)
+            message = replace(message, images=tuple(made.images), display=display)
+        return Outcome(result=message, details=details)
+
+    def _details(self, details: object) -> object:
+        written = msgspec.json.encode(details, enc_hook=_encode_other)
+        if len(written) > self._limits.tool_result_chars:
+            return shortened(written.decode(), self._limits.tool_result_chars)
+        return msgspec.json.decode(written)
+
+    def _message(self, text: str, *, kind: ToolErrorKind | None = None) -> ToolMessage:
+        text = _sound(text)
+        kept = text[: self._limits.tool_result_kept_chars]
+        is_long = len(text) > self._limits.tool_result_chars
+        note = f'; read_result(ref="{reference(kept)}") has them' if is_long and self._can_read_result else ""
+        return ToolMessage(
+            self._call.id,
+            self._call.name,
+            shortened(text, self._limits.tool_result_chars, note=note),
+            is_error=kind is not None,
+            full=kept if is_long else None,
+            error_kind=kind,
+        )
+
+
+class _Watched:
+    """An awaitable that measures how long its coroutine holds the event loop at a stretch, in real time."""
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        self._start = start
+        self.longest_step_s = 0.0
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        inner = self._start().__await__()
+        step = inner.__next__
+        while True:
+            began = time.perf_counter()
+            try:
+                waits_for = step()
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                self.longest_step_s = max(self.longest_step_s, time.perf_counter() - began)
+            try:
+                yield waits_for
+                step = inner.__next__
+            except GeneratorExit:
+                inner.close()
+                raise
+            except BaseException as error:
+                thrown = error
+                step = lambda: inner.throw(thrown)  # noqa: E731, B023
+
+
+async def _outcome(watched: Awaitable[object]) -> tuple[object, BaseException | None]:
+    """What the tool returned or raised. A SystemExit that leaves a task would end the event loop."""
+    try:
+        return await watched, None
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def _kind(error: BaseException) -> ToolErrorKind:
+    """What kind of failure an exception that no tool made on purpose amounts to."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case PermissionError():
+            return "permission"
+        case FileNotFoundError():
+            return "not_found"
+        case ConnectionError():
+            return "network"
+        case _:
+            return "internal"
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be read)"
+
+
+def _sound(text: str) -> str:
+    """The text with half surrogate pairs, as file names may hold, written out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _text(value: Any) -> str:
+    """A tool's return value as the model reads it: text as it is, nothing as a word, the rest as JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "(done, no output)"
+    return msgspec.json.encode(value, enc_hook=_encode_other).decode()
+
+
+def _encode_other(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)  # a pydantic model
+    if callable(dump):
+        return dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not JSON")
