@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from treadle.tools.threads import abandoned, run_in_thread, running_count
+from treadle.errors import ToolError
+from treadle.tools import threads
+from treadle.tools.threads import MAX_RUNNING, abandoned, run_in_thread, running_count
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
 
@@ -285,3 +288,96 @@ print(len(abandoned()))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "1\n", "")
+
+
+class TestPlaces:
+    def test_the_process_runs_so_many_calls_and_queues_the_rest_in_order(self) -> None:
+        started: list[int] = []
+        release = threading.Event()
+
+        def call(n: int) -> int:
+            started.append(n)
+            assert release.wait(30)
+            return n
+
+        async def main() -> list[int]:
+            tasks = [asyncio.create_task(run_in_thread(functools.partial(call, n))) for n in range(MAX_RUNNING + 40)]
+            while len(started) < MAX_RUNNING:
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert sorted(started) == list(range(MAX_RUNNING))
+            release.set()
+            return await asyncio.gather(*tasks)
+
+        assert asyncio.run(main()) == list(range(MAX_RUNNING + 40))
+        assert len(started) == MAX_RUNNING + 40
+
+    def test_one_that_stops_waiting_takes_no_place(self) -> None:
+        release = threading.Event()
+        started: list[int] = []
+
+        def call(n: int) -> None:
+            started.append(n)
+            assert release.wait(30)
+
+        async def main() -> None:
+            for _ in range(3):  # places would run out if one were lost
+                started.clear()
+                release.clear()
+                running = [asyncio.create_task(run_in_thread(functools.partial(call, n))) for n in range(MAX_RUNNING)]
+                while len(started) < MAX_RUNNING:
+                    await asyncio.sleep(0)
+                queued = [asyncio.create_task(run_in_thread(functools.partial(call, -n))) for n in range(1, 20)]
+                await asyncio.sleep(0)
+                for task in queued[::2]:
+                    task.cancel()
+                release.set()
+                queued[1].cancel()
+                await asyncio.gather(*running, *queued, return_exceptions=True)
+                assert -1 not in started
+
+        asyncio.run(main())
+
+    def test_a_queue_in_a_loop_that_has_gone_holds_nobody_up(self) -> None:
+        release = threading.Event()
+
+        def held() -> None:
+            assert release.wait(30)
+
+        async def abandon_the_queue() -> None:
+            for _ in range(5):
+                _left.append(asyncio.ensure_future(run_in_thread(held)))
+            await asyncio.sleep(0)
+
+        async def main() -> None:
+            running = [asyncio.create_task(run_in_thread(held)) for _ in range(MAX_RUNNING)]
+            while running_count() < MAX_RUNNING:
+                await asyncio.sleep(0)
+            other = threading.Thread(target=lambda: asyncio.run(abandon_the_queue()))
+            other.start()
+            other.join(30)
+            release.set()
+            await asyncio.gather(*running)
+            assert await asyncio.wait_for(run_in_thread(lambda: 1), 30) == 1
+
+        _left: list[asyncio.Future[None]] = []
+        asyncio.run(main())
+
+    def test_beyond_so_many_left_behind_no_further_call_is_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads, "MAX_ABANDONED", 2)
+        blocked = [Blocked(), Blocked()]
+
+        async def main() -> None:
+            tasks = [asyncio.create_task(run_in_thread(call)) for call in blocked]
+            await until_started(*blocked)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with pytest.raises(ToolError, match="2 earlier calls never returned"):
+                await run_in_thread(lambda: 1)
+            for call in blocked:
+                call.finish()
+            assert await run_in_thread(lambda: 1) == 1
+
+        asyncio.run(main())

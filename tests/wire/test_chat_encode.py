@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from treadle.errors import UsageError
 from treadle.values.messages import (
     AssistantMessage,
+    Image,
     Message,
     SystemMessage,
     Text,
@@ -101,3 +102,33 @@ def test_a_longer_conversation_extends_the_bytes_of_a_shorter_one(length: int) -
     shorter = encoder.encode(ModelRequest(messages=CONVERSATION[:length], tools=(TOOL,)))
     longer = encoder.encode(ModelRequest(messages=CONVERSATION, tools=(TOOL,)))
     assert longer.startswith(shorter.removesuffix(b"]}"))
+
+
+class TestImages:
+    """A result's images follow the turn's results, as the user's: the format has no other place for them."""
+
+    SHOWN: tuple[Message, ...] = (
+        UserMessage("Look"),
+        AssistantMessage((ToolCall("a", "photo", "{}"), ToolCall("b", "photo", "{}"))),
+        ToolMessage("a", "photo", "a cat", images=(Image(b"\x89PNG", "image/png"), Image(b"GIF8", "image/gif"))),
+        ToolMessage("b", "photo", "a dog"),
+        AssistantMessage((Text("Nice."),)),
+        UserMessage("Thanks"),
+    )
+
+    def test_bytes(self) -> None:
+        messages = json.loads(encode(ModelRequest(messages=self.SHOWN)))["messages"]
+        assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", "user", "assistant", "user"]
+        assert messages[4]["content"] == [
+            {"type": "text", "text": "[Images of the result of photo, a]"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}},
+            {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}},
+        ]
+
+    def test_they_do_not_move_when_the_conversation_grows(self) -> None:
+        encoder = ChatCodec(None).encoder("m")
+        for length in (1, 4, 6):
+            request = ModelRequest(messages=self.SHOWN[:length])
+            written = encoder.encode(request)
+            assert written == encode(request)
+            assert encode(ModelRequest(messages=self.SHOWN)).startswith(written[:-2])

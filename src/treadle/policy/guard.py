@@ -16,6 +16,7 @@ instead. For a tool or a call that is stuck the order is: told, refused, stopped
 
 from __future__ import annotations
 
+import functools
 import zlib
 from typing import Literal, TypeAlias
 
@@ -126,6 +127,7 @@ def _before(streak: Streak | None, turn: int) -> int:
     return 0 if streak is None else streak.count - (streak.turn == turn)
 
 
+@functools.lru_cache(256)  # asked for three times in the life of a call
 def fingerprint(call: ToolCall) -> str:
     """The same for calls that ask for the same: blanks and the order of keys do not matter."""
     try:

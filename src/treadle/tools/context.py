@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from treadle.values.messages import Message
@@ -44,10 +45,8 @@ class Progress:
 
     def put(self, text: str, fraction: float | None) -> None:
         self._latest = (text, fraction)
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and this thread was left behind
             self._loop.call_soon_threadsafe(self._told.set)
-        except RuntimeError:  # the loop is closed: the run is over, and this is a thread that was left behind
-            pass
 
     async def get(self) -> tuple[str, float | None]:
         """The latest word, when there is one that has not been read."""

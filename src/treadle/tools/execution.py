@@ -133,15 +133,16 @@ class Execution:
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._timeout_s
-        progress = Progress()
+        progress: Progress | None = None
         injected = dict(self._injected)
         for name, kind in self._tool.injected.items():
             if kind is ToolContext:
+                progress = progress or Progress()
                 injected[name] = ToolContext(context, self._call.id, min(ends_at, context.deadline), progress)
         watched = _Watched(partial(self._bound.run, injected))
         task = loop.create_task(_outcome(watched), name=f"treadle-{self._call.name}")
         try:
-            is_done = await self._wait(task, progress if len(injected) > len(self._injected) else None, ends_at, context)
+            is_done = await self._wait(task, progress, ends_at, context)
         except asyncio.CancelledError:
             self._leftovers.add(task)  # waited for later: the server's connection is closed first
             raise

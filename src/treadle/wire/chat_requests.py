@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Any
 
@@ -41,10 +42,18 @@ class ChatEncoder:
             if isinstance(first, SystemMessage):  # many templates take one system message, at the start
                 system, known = f"{system}\n\n{first.content}", 1
             self._add({"role": "system", "content": system})
+        shown: list[dict[str, Any]] = []
         for message in request.messages[known:]:
+            if shown and not isinstance(message, ToolMessage):
+                self._add({"role": "user", "content": shown})
+                shown = []
             item = _message(message, self._dialect)
             if item["content"] != "" or item["role"] != "assistant":  # strict servers refuse an assistant that says nothing
                 self._add(item)
+            if isinstance(message, ToolMessage):
+                shown += _images(message)
+        if shown:  # results come all at once, so no further one can follow that would move this
+            self._add({"role": "user", "content": shown})
         self._messages, self._instructions = request.messages, request.instructions
         tail = b""
         if request.continues is not None:
@@ -111,6 +120,17 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
             content += f"\n[{message.note}]"
         return {"role": "tool", "tool_call_id": message.call_id, "content": content}
     return {"role": message.__struct_config__.tag, "content": message.content}
+
+
+def _images(message: ToolMessage) -> list[dict[str, Any]]:
+    """A result's images, as parts of a user message: the format has no place for them in a result."""
+    if not message.images:
+        return []
+    parts: list[dict[str, Any]] = [{"type": "text", "text": f"[Images of the result of {message.name}, {message.call_id}]"}]
+    for image in message.images:
+        url = f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
 
 
 def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
