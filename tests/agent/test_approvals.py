@@ -262,6 +262,25 @@ class TestPolicies:
         rules = [Rule(action="allow", arguments={"text": "*"})]
         assert self.outcome(rules, WRITE).result.stop_reason == "waiting_approval"
 
+    @pytest.mark.parametrize("action", ["deny", "ask"])
+    def test_where_a_rule_may_fit_a_person_is_asked_before_a_later_rule_allows(self, action: Any) -> None:
+        rules = [Rule(action=action, arguments={"text": "secret*"}), Rule(action="allow")]
+        assert [p.name for p in self.outcome(rules).result.pending] == ["write"]  # `look` has no such argument
+
+    def test_a_tool_that_cannot_say_what_it_acts_on_is_asked_about(self) -> None:
+        def unknown(path: str, text: str) -> Any:
+            raise KeyError(path)
+
+        made = tool(needs_approval=True, subjects=unknown)(write.__wrapped__)
+        ran.clear()
+        rules = [Rule(action="deny", arguments={"path": "x"}), Rule(action="allow", arguments={"path": "*"})]
+
+        async def main() -> RunResult:
+            async with ByteServer([sse(*reply(calls=[WRITE]))]) as server:
+                return await Agent(HttpDriver(ChatCodec(), server.url, "m"), tools=[made], approvals=rules).run("Hi")
+
+        assert run_virtual(main()).stop_reason == "waiting_approval"
+
     def test_the_first_rule_that_fits_decides(self) -> None:
         rules = [Rule(action="deny", tool="wr*", reason="read only today"), Rule(action="allow")]
         seen = self.outcome(rules)

@@ -88,12 +88,16 @@ def _verdict(prepared: PreparedCall, name: str, approvals: Approvals) -> Literal
     assert not callable(approvals)
     for rule in approvals:
         assert isinstance(rule, Rule)
-        if _fits(rule, prepared, name):
+        fits = _fits(rule, prepared, name)
+        if fits:
             return Deny(rule.reason or "an approval rule says no.") if rule.action == "deny" else rule.action
+        if fits is None and rule.action != "allow":
+            return "ask"
     return "ask" if prepared.needs_approval else "allow"
 
 
-def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool:
+def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool | None:
+    """Whether the rule is about this call; None if that cannot be said."""
     if rule.tool is not None and not fnmatch.fnmatchcase(name, rule.tool):
         return False
     if rule.concurrency is not None and rule.concurrency != prepared.concurrency:
@@ -101,7 +105,14 @@ def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool:
     if not rule.arguments:
         return True
     subjects = prepared.subjects()
-    return all(key in subjects and fnmatch.fnmatchcase(subjects[key], pattern) for key, pattern in rule.arguments.items())
+    fits: bool | None = True
+    for key, pattern in rule.arguments.items():
+        subject = subjects.get(key, "")
+        if key not in subjects or (subject is not None and not fnmatch.fnmatchcase(subject, pattern)):
+            return False
+        if subject is None:
+            fits = None
+    return fits
 
 
 def as_decided(open_call: OpenCall) -> ToolCall | ToolMessage:

@@ -105,21 +105,26 @@ class Execution:
         timeout_s = math.inf if tool.concurrency == "interactive" else limits.tool_timeout_s
         self._timeout_s = timeout_s if tool.timeout_s is None else tool.timeout_s
 
-    def subjects(self) -> Mapping[str, str]:
+    def subjects(self) -> Mapping[str, str | None]:
+        given = self._bound.arguments
         own = self._tool.settings.get("subjects")
-        if own is not None:
-            return own(**self._bound.arguments)
-        return {name: value if isinstance(value, str) else str(value) for name, value in self._bound.arguments.items()}
+        if own is None:
+            return {name: value if isinstance(value, str) else str(value) for name, value in given.items()}
+        try:
+            return {**dict.fromkeys(given), **own(**given)}
+        except Exception:  # then nobody knows what it acts on
+            return dict.fromkeys(given)
 
     async def preview(self) -> str | None:
         make = self._tool.settings.get("preview")
         if make is None:
             return None
         try:
-            if inspect.iscoroutinefunction(make):
-                text = await make(**self._bound.arguments)
-            else:
-                text = cast("str", await run_in_thread(lambda: make(**self._bound.arguments)))
+            async with asyncio.timeout(self._limits.tool_timeout_s):
+                if inspect.iscoroutinefunction(make):
+                    text = await make(**self._bound.arguments)
+                else:
+                    text = cast("str", await run_in_thread(lambda: make(**self._bound.arguments)))
         except ToolError as error:
             text = f"(it would fail: {error.message})"
         except Exception as error:

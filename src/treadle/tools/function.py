@@ -57,7 +57,7 @@ class ToolSettings(TypedDict, total=False):
         preview: With the call's arguments, what it would do, as text for the person who is asked. An approved call whose preview
             has changed meanwhile does not run.
         subjects: With the call's arguments, what approval rules hold their patterns against, by argument name; by default the
-            arguments as text.
+            arguments as text. An argument it leaves out fits no `allow` rule and may fit any other, so that a person is asked.
         is_question: The call itself is a question to the person (`preview` is its text), and their words are its result. The
             function is never called.
     """

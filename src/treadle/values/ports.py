@@ -119,8 +119,8 @@ class PreparedCall(Protocol):
         """It runs nowhere: it asks the person, and what they say is its result."""
         ...
 
-    def subjects(self) -> Mapping[str, str]:
-        """What approval rules hold their patterns against, by argument name."""
+    def subjects(self) -> Mapping[str, str | None]:
+        """What approval rules hold their patterns against, by argument name; None where it cannot be said."""
         ...
 
     async def preview(self) -> str | None:

@@ -147,7 +147,8 @@ class Rule(Struct, frozen=True, kw_only=True):
         tool: A tool's name, or a pattern (`*`, `?`, `[abc]`); None for any.
         concurrency: A class; None for any.
         arguments: Patterns by argument name; all must fit. They are held against what the call would act on, as its tool says
-            it: a path as it is inside the workspace, a command only if no shell would read more into it.
+            it: a path as it is inside the workspace, a command only if no shell would read more into it. Where the tool cannot
+            say, no `allow` fits, and a person is asked if a `deny` might.
         reason: For `deny`: what the model is told.
     """
 
