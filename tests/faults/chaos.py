@@ -168,7 +168,12 @@ async def one(seed: int) -> list[str]:
     dialect = Dialect(continues=rng.choice([None, {}, {}]))
     async with ByteServer([[script.answer]] * 80, check=False, check_history=False) as server:
         agent = Agent(
-            HttpDriver(ChatCodec(dialect), server.url, "m"), tools=world.tools(), limits=bounds, retry=policy, journal=world
+            HttpDriver(ChatCodec(dialect), server.url, "m"),
+            tools=world.tools(),
+            limits=bounds,
+            retry=policy,
+            journal=world,
+            approvals=world.decide,
         )
         try:
             await reader.use(agent)
@@ -188,6 +193,8 @@ def of_run(world: World, script: Server, reader: Reader, bounds: Limits) -> list
     state, result, found = fold(world.facts), reader.result, []
     found += of_facts(world.facts, sum(world.executed.values()), result or RunResult.of(state))
     found += [f"call {serial} ran {times} times" for serial, times in world.executed.items() if times > 1]
+    found += [f"call {serial} was denied and ran" for serial in world.executed.keys() & world.denied]
+    found += world.overlaps
     found += [f"call {serial} of a turn that was cut ran" for serial in world.executed.keys() - script.delivered]
     try:
         check_history(state.messages)
@@ -209,7 +216,8 @@ def of_run(world: World, script: Server, reader: Reader, bounds: Limits) -> list
         seen = shown(reader.events).get(state.turn + 1, "")
         if seen != state.partial.text:
             found.append(f"{seen!r} was shown of the last turn, and {state.partial.text!r} is kept")
-    latest = min(bounds.deadline_s, LONGEST_S) if not left else min(bounds.deadline_s, reader.left_at or 0.0)
+    deadline_s = bounds.deadline_s + world.person_s
+    latest = min(deadline_s, LONGEST_S) if not left else min(deadline_s, reader.left_at or 0.0)
     if world.ended_at is None or world.ended_at > latest + GRACE_S + JOURNAL_S:
         found.append(f"ended at {world.ended_at}, and {latest + GRACE_S:.1f} s was its bound")
     if left and reader.over_at > (reader.left_at or 0.0) + GRACE_S + JOURNAL_S:

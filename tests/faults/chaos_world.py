@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,10 +31,13 @@ from tests.harness import (
     sse,
     text_chunk,
 )
-from treadle import Ended, Fact, Failed, ToolError, tool
+from treadle import Ended, Fact, Failed, PendingCall, ToolContext, ToolError, approve, deny, edit, tool
 
-NAMES = ("quick", "slow", "write", "fail", "hang", "stubborn", "boom", "leave", "tidy", "thread", "nothing")
-ORDINARY = ("quick", "slow", "write", "thread")
+NAMES = (
+    *("quick", "slow", "write", "fail", "hang", "stubborn", "boom", "leave", "tidy", "thread", "nothing"),
+    *("shared", "locked", "gated", "flaky", "telling", "person"),
+)
+ORDINARY = ("quick", "slow", "write", "thread", "shared", "locked", "gated", "telling")
 FAULTS = ("cut", "reset", "stall", "pings", "status", "garbage", "error", "slow", "length", "because", "html", "no reason")
 BREAKS = ("cut", "reset", "stall", "pings", "no reason")  # after which a reply may be gone on with
 
@@ -46,13 +50,21 @@ class World:
     """Tools that count what they did, and a journal that takes its time.
 
     Attributes:
-        executed: How often each call ran, by the number it was given.
+        executed: How often each call ran, by the number it was given; of the repeatable tool only its first time.
+        denied: Numbers of calls that may not have run.
+        overlaps: Calls that ran next to one they conflict with.
+        person_s: How long a person took, which no deadline counts.
         ended_at: Loop time when the journal got the ending.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.executed: Counter[int] = Counter()
+        self.denied: set[int] = set()
+        self.overlaps: list[str] = []
+        self.person_s = 0.0
+        self._locked = 0
+        self._tried: set[int] = set()
         self.facts: list[Fact] = []
         self.ended_at: float | None = None
         self.released = asyncio.Event()
@@ -66,8 +78,78 @@ class World:
         if isinstance(fact, Ended | Failed):
             self.ended_at = asyncio.get_running_loop().time()
 
+    def decide(self, pending: PendingCall) -> Any:
+        """An approval policy: what it says of a call depends on the call alone."""
+        arguments = json.loads(pending.arguments)
+        match arguments.get("n") if pending.name == "gated" else None:
+            case 0:
+                self.denied.add(arguments["serial"])
+                return deny("not today")
+            case 1:
+                return edit({**arguments, "n": 2})
+            case _:
+                return approve
+
     def tools(self) -> list[Any]:
         executed, released = self.executed, self.released
+
+        @tool(concurrency="read_only", group="lock")
+        async def shared(serial: int, n: int) -> str:
+            """Read what the lock guards."""
+            executed[serial] += 1
+            for _ in range(n):
+                if self._locked:
+                    self.overlaps.append(f"{serial} read beside a writer")
+                await asyncio.sleep(0.1)
+            return "ok"
+
+        @tool(group="lock")
+        async def locked(serial: int, n: int) -> str:
+            """Write what the lock guards."""
+            executed[serial] += 1
+            self._locked += 1
+            try:
+                if self._locked > 1:
+                    self.overlaps.append(f"{serial} wrote beside a writer")
+                await asyncio.sleep(n / 5)
+            finally:
+                self._locked -= 1
+            return "ok"
+
+        @tool(preview=lambda serial, n: f"{serial} {n}")
+        async def gated(serial: int, n: int) -> str:
+            """Do what was allowed."""
+            executed[serial] += 1
+            return f"did {n}"
+
+        @tool(repeatable=True, concurrency="read_only")
+        async def flaky(serial: int, n: int) -> str:
+            """Fail the first time."""
+            if serial not in self._tried:
+                self._tried.add(serial)
+                executed[serial] += 1
+                raise ToolError("no route", kind="network")
+            return "ok"
+
+        @tool(concurrency="read_only")
+        async def telling(serial: int, n: int, ctx: ToolContext) -> str:
+            """Say how far it is."""
+            executed[serial] += 1
+            for step in range(n * 20):
+                ctx.progress(f"step {step}", step / (n * 20))
+                await asyncio.sleep(0.02)
+            return "told"
+
+        @tool(concurrency="interactive")
+        async def person(serial: int, n: int) -> str:
+            """Wait for somebody."""
+            executed[serial] += 1
+            began = asyncio.get_running_loop().time()
+            try:
+                await asyncio.sleep(n * 5)
+            finally:
+                self.person_s += asyncio.get_running_loop().time() - began
+            return "yes"
 
         @tool(concurrency="read_only")
         async def quick(serial: int, n: int) -> str:
@@ -143,7 +225,8 @@ class World:
                 raise Boom
             return "from a thread"
 
-        return [quick, slow, write, fail, hang, stubborn, boom, leave, tidy, thread]
+        usual = [quick, slow, write, fail, hang, stubborn, boom, leave, tidy, thread]
+        return [*usual, shared, locked, gated, flaky, telling, person]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ GRACE_S = 0.5
 """For a tool that cleans up when it is cancelled; after that it is left behind."""
 
 _PROGRESS_EVERY_S = 0.1
+_RESOLUTION_S = 0.001  # a wait shorter than this may pass without the clock having moved
 _BLOCKED_S = 1.0  # an async tool that holds the event loop for longer is told on
 
 _left_behind: set[asyncio.Task[Any]] = set()
@@ -174,18 +175,18 @@ class Execution:
         if progress is None:
             done, _ = await asyncio.wait([task], timeout=None if math.isinf(ends_at) else ends_at - loop.time())
             return bool(done)
-        while True:
+        while not task.done() and ends_at - loop.time() > _RESOLUTION_S:
             told = loop.create_task(progress.get())
             try:
-                timeout_s = None if math.isinf(ends_at) else max(0.0, ends_at - loop.time())
+                timeout_s = None if math.isinf(ends_at) else ends_at - loop.time()
                 await asyncio.wait([task, told], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 if told.done():
                     await context.report(*told.result())
             finally:
                 told.cancel()
-            if task.done() or loop.time() >= ends_at:
-                return task.done()
-            await asyncio.wait([task], timeout=min(_PROGRESS_EVERY_S, max(0.0, ends_at - loop.time())))
+            if told.done() and not task.done():
+                await asyncio.wait([task], timeout=min(_PROGRESS_EVERY_S, max(0.0, ends_at - loop.time())))
+        return task.done()
 
     def _failed(self, error: BaseException) -> Outcome:
         if isinstance(error, ToolError):
