@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from treadle.tools.outcomes import plain_text
 from treadle.values.messages import Message
 from treadle.values.ports import CallContext
 
@@ -40,20 +42,34 @@ class Progress:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._latest: tuple[str, float | None] | None = None
+        self._latest: deque[tuple[str, float | None]] = deque(maxlen=1)
         self._told = asyncio.Event()
+        self._is_waking = False
 
     def put(self, text: str, fraction: float | None) -> None:
-        self._latest = (text, fraction)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and this thread was left behind
-            self._loop.call_soon_threadsafe(self._told.set)
+        self._latest.append((text, fraction))
+        if not self._is_waking:  # a million words are one wake-up
+            self._is_waking = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and this thread was left behind
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        self._told.set()
+
+    def take(self) -> tuple[str, float | None] | None:
+        """The latest word, if it has not been read."""
+        try:
+            return self._latest.popleft()
+        except IndexError:
+            return None
 
     async def get(self) -> tuple[str, float | None]:
         """The latest word, when there is one that has not been read."""
-        await self._told.wait()
-        self._told.clear()
-        assert self._latest is not None
-        return self._latest
+        while (word := self.take()) is None:
+            self._told.clear()
+            await self._told.wait()
+        return word
 
 
 class ToolContext:
@@ -101,4 +117,4 @@ class ToolContext:
         """
         if fraction is not None:
             fraction = min(1.0, max(0.0, float(fraction)))
-        self._progress.put(str(text)[:_PROGRESS_CHARS], fraction)
+        self._progress.put(plain_text(text)[:_PROGRESS_CHARS], fraction)

@@ -8,20 +8,20 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
-from treadle.errors import ToolError, ToolErrorKind
+from treadle.errors import ToolError
 from treadle.tools.context import Progress, ToolContext
 from treadle.tools.function import BoundCall, FunctionTool
-from treadle.tools.shorten import reference, shortened
+from treadle.tools.outcomes import Outcomes, plain_text
+from treadle.tools.shorten import shortened
 from treadle.tools.threads import run_in_thread
 from treadle.values.limits import Limits
-from treadle.values.messages import ToolCall, ToolMessage
+from treadle.values.messages import ToolCall
 from treadle.values.ports import CallContext
-from treadle.values.toolcalls import Concurrency, Outcome, ToolResult
+from treadle.values.toolcalls import Concurrency, Outcome
 
 __all__ = ["GRACE_S", "Execution", "Leftovers", "left_behind"]
 
@@ -102,7 +102,7 @@ class Execution:
         self._injected = injected
         self._limits = limits
         self._leftovers = leftovers
-        self._can_read_result = can_read_result
+        self._outcomes = Outcomes(call, limits, can_read_result=can_read_result)
         timeout_s = math.inf if tool.concurrency == "interactive" else limits.tool_timeout_s
         self._timeout_s = timeout_s if tool.timeout_s is None else tool.timeout_s
 
@@ -123,14 +123,17 @@ class Execution:
         try:
             async with asyncio.timeout(self._limits.tool_timeout_s):
                 if inspect.iscoroutinefunction(make):
-                    text = await make(**self._bound.arguments)
+                    made: Any = make(**self._bound.arguments)
                 else:
-                    text = cast("str", await run_in_thread(lambda: make(**self._bound.arguments)))
+                    made = await run_in_thread(lambda: make(**self._bound.arguments))
+                text = plain_text(await made if inspect.isawaitable(made) else made)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
         except ToolError as error:
-            text = f"(it would fail: {error.message})"
-        except Exception as error:
-            text = f"(no preview: {type(error).__name__}: {_words(error)})"
-        return shortened(_sound(text), self._limits.tool_result_chars)
+            text = f"(it would fail: {plain_text(error.message)})"
+        except BaseException as error:
+            text = f"(no preview: {type(error).__name__}: {plain_text(error)})"
+        return shortened(text, self._limits.tool_result_chars)
 
     async def run(self, context: CallContext) -> Outcome:
         """The outcome. Raises only when cancelled from outside.
@@ -141,33 +144,36 @@ class Execution:
         ends_at = loop.time() + self._timeout_s
         progress: Progress | None = None
         injected = dict(self._injected)
-        for name, kind in self._tool.injected.items():
-            if kind is ToolContext:
+        for name, parameter in self._tool.injected.items():
+            if parameter.annotation is ToolContext:
                 progress = progress or Progress()
                 injected[name] = ToolContext(context, self._call.id, min(ends_at, context.deadline), progress)
         watched = _Watched(partial(self._bound.run, injected))
         task = loop.create_task(_outcome(watched), name=f"treadle-{self._call.name}")
         try:
             is_done = await self._wait(task, progress, ends_at, context)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled; or its progress could not be journaled
             self._leftovers.add(task)  # waited for later: the server's connection is closed first
             raise
-        if not is_done:
+        if is_done:
+            outcome = self._ended(task)
+        else:
             late = Leftovers()
             late.add(task)
             await late.settle()
-            said = f"timed out after {self._timeout_s:g} s. It may have taken effect."
-            return Outcome(result=self._message(said, kind="timeout"))
-        try:
-            value, error = task.result()
-        except asyncio.CancelledError as own:  # the tool's own business, not ours
-            value, error = None, own
-        outcome = self._failed(error) if error is not None else self._returned(value)
+            outcome = self._outcomes.of_failure(f"timed out after {self._timeout_s:g} s. It may have taken effect.", "timeout")
         if watched.longest_step_s >= _BLOCKED_S:
             said = f"{self._call.name} held up the whole program for {watched.longest_step_s:.1f} s: no timeout, no other tool and no"
             advice = "Ctrl-C could act meanwhile. Make it a plain `def`, which runs in a thread, or await what it waits for."
             outcome = replace(outcome, warning=f"{said} {advice}")
         return outcome
+
+    def _ended(self, task: asyncio.Task[tuple[object, BaseException | None]]) -> Outcome:
+        try:
+            value, error = task.result()
+        except asyncio.CancelledError as own:  # the tool's own business, not ours
+            return self._outcomes.of_error(own)
+        return self._outcomes.of_value(value) if error is None else self._outcomes.of_error(error)
 
     async def _wait(self, task: asyncio.Task[Any], progress: Progress | None, ends_at: float, context: CallContext) -> bool:
         """Wait until the tool has ended or its time is up, passing on what it tells meanwhile; whether it has ended."""
@@ -186,48 +192,9 @@ class Execution:
                 told.cancel()
             if told.done() and not task.done():
                 await asyncio.wait([task], timeout=min(_PROGRESS_EVERY_S, max(0.0, ends_at - loop.time())))
+        if (last := progress.take()) is not None:
+            await context.report(*last)
         return task.done()
-
-    def _failed(self, error: BaseException) -> Outcome:
-        if isinstance(error, ToolError):
-            return Outcome(result=self._message(error.message, kind=error.kind), retry_after_s=error.retry_after_s)
-        said = f"{type(error).__name__}: {_words(error)}"
-        return Outcome(result=self._message(said, kind=_kind(error)))
-
-    def _returned(self, value: object) -> Outcome:
-        made = value if isinstance(value, ToolResult) else ToolResult(content=value)
-        try:
-            text = _text(made.content)
-            details = None if made.details is None else self._details(made.details)
-        except Exception as error:
-            kind = type(made.content).__name__
-            said = f"the tool ran, but its result (a {kind}) cannot be written as JSON: {_words(error)}"
-            return Outcome(result=self._message(said, kind="internal"))
-        message = self._message(text, kind="internal" if made.is_error else None)
-        if made.images or made.display is not None:
-            display = None if made.display is None else shortened(_sound(made.display), self._limits.tool_result_chars)
-            message = replace(message, images=tuple(made.images), display=display)
-        return Outcome(result=message, details=details)
-
-    def _details(self, details: object) -> object:
-        written = msgspec.json.encode(details, enc_hook=_encode_other)
-        if len(written) > self._limits.tool_result_chars:
-            return shortened(written.decode(), self._limits.tool_result_chars)
-        return msgspec.json.decode(written)
-
-    def _message(self, text: str, *, kind: ToolErrorKind | None = None) -> ToolMessage:
-        text = _sound(text)
-        kept = text[: self._limits.tool_result_kept_chars]
-        is_long = len(text) > self._limits.tool_result_chars
-        note = f'; read_result(ref="{reference(kept)}") has them' if is_long and self._can_read_result else ""
-        return ToolMessage(
-            self._call.id,
-            self._call.name,
-            shortened(text, self._limits.tool_result_chars, note=note),
-            is_error=kind is not None,
-            full=kept if is_long else None,
-            error_kind=kind,
-        )
 
 
 class _Watched:
@@ -267,46 +234,3 @@ async def _outcome(watched: Awaitable[object]) -> tuple[object, BaseException | 
         raise
     except BaseException as error:
         return None, error
-
-
-def _kind(error: BaseException) -> ToolErrorKind:
-    """What kind of failure an exception that no tool made on purpose amounts to."""
-    match error:
-        case TimeoutError():
-            return "timeout"
-        case PermissionError():
-            return "permission"
-        case FileNotFoundError():
-            return "not_found"
-        case ConnectionError():
-            return "network"
-        case _:
-            return "internal"
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be read)"
-
-
-def _sound(text: str) -> str:
-    """The text with half surrogate pairs, as file names may hold, written out."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _text(value: Any) -> str:
-    """A tool's return value as the model reads it: text as it is, nothing as a word, the rest as JSON."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return "(done, no output)"
-    return msgspec.json.encode(value, enc_hook=_encode_other).decode()
-
-
-def _encode_other(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)  # a pydantic model
-    if callable(dump):
-        return dump(mode="json")
-    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -70,10 +70,13 @@ class Executor:
 def _filled(tool: FunctionTool[..., Any], resources: Sequence[object]) -> dict[str, object]:
     """Values for the parameters that the run fills, but for the context of each call."""
     filled: dict[str, object] = {}
-    for name, kind in tool.injected.items():
+    for name, parameter in tool.injected.items():
+        kind = parameter.annotation
         if kind is ToolContext:
             continue
         fitting = [resource for resource in resources if isinstance(resource, kind)]
+        if not fitting and parameter.default is not parameter.empty:
+            continue
         if not fitting:
             raise UsageError(
                 f"tool `{tool.spec.name}`: nothing fits its parameter `{name}`",

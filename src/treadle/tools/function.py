@@ -17,6 +17,7 @@ from typing import (
     ParamSpec,
     TypedDict,
     TypeVar,
+    Union,
     Unpack,
     cast,
     get_args,
@@ -143,7 +144,7 @@ class FunctionTool(Generic[P, R]):
         settings: As they were given; see `ToolSettings`.
         concurrency: How its calls run next to others of the same turn.
         timeout_s: Seconds a call may take; None for the run's limit.
-        injected: Parameters that the run fills, and their types.
+        injected: Parameters that the run fills, with the type each is looked for by.
         is_method: It was defined in a class and has no object yet: `instance.method` is the tool to offer.
     """
 
@@ -151,7 +152,7 @@ class FunctionTool(Generic[P, R]):
     settings: ToolSettings
     concurrency: Concurrency
     timeout_s: float | None
-    injected: dict[str, Any]
+    injected: dict[str, inspect.Parameter]
     is_method: bool
     __name__: str
 
@@ -230,7 +231,7 @@ def _inner(fn: Any) -> Any:
     return fn
 
 
-def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parameter], dict[str, Any]]:
+def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parameter], dict[str, inspect.Parameter]]:
     """Whether the function lacks its object; the parameters a model may fill, their annotations evaluated; and the types of
     those that the run fills."""
     try:
@@ -256,7 +257,7 @@ def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parame
     written_in = inspect.unwrap(getattr(call, "__func__", call))
     global_names, local_names = getattr(written_in, "__globals__", {}), _local_names(written_in)
     evaluated: list[inspect.Parameter] = []
-    injected: dict[str, Any] = {}
+    injected: dict[str, inspect.Parameter] = {}
     for p in parameters:
         holder = types.SimpleNamespace(__annotations__={p.name: p.annotation})
         try:
@@ -267,19 +268,26 @@ def _signature(fn: Any, call: Any, name: str) -> tuple[bool, list[inspect.Parame
         kind = _filled_by_run(hints[p.name])
         if kind is None:
             evaluated.append(p.replace(annotation=hints[p.name]))
-        elif isinstance(kind, type):
-            injected[p.name] = kind
-        else:
+            continue
+        if not _is_class(kind):
             _refuse(name, f"parameter `{p.name}`: `{kind}` is no class to look for", "Write `Injected[SomeClass]`.")
+        injected[p.name] = p.replace(annotation=kind)
     return is_method, evaluated, injected
 
 
 def _filled_by_run(hint: Any) -> Any:
     """The type of a parameter that the run fills; None for one that the model fills."""
-    if hint is ToolContext:
+    if hint is ToolContext or (get_origin(hint) in (Annotated, Union, types.UnionType) and ToolContext in get_args(hint)):
         return ToolContext
     is_marked = get_origin(hint) is Annotated and any(isinstance(said, FromRun) for said in get_args(hint)[1:])
     return get_args(hint)[0] if is_marked else None
+
+
+def _is_class(kind: Any) -> bool:
+    try:
+        return isinstance(kind, type) and not isinstance(None, kind)
+    except TypeError:  # a protocol, a TypedDict, Any
+        return False
 
 
 def _is_bare(p: inspect.Parameter) -> bool:

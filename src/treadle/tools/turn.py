@@ -58,5 +58,11 @@ async def run_jobs(jobs: Sequence[Job], *, at_most: int, grace_s: float) -> None
     finally:
         for task in running:
             task.cancel()
+            task.add_done_callback(_forget)
         if running:
             await asyncio.wait(running, timeout=grace_s)
+
+
+def _forget(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # the error that cancelled it is the one to tell
