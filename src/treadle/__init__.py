@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     from treadle.policy.recovery import Strategy as Strategy
     from treadle.policy.recovery import Switch as Switch
     from treadle.policy.recovery import retry_then_switch as retry_then_switch
+    from treadle.tools.builtin.fetch import fetch_tool as fetch_tool
+    from treadle.tools.builtin.files import file_tools as file_tools
+    from treadle.tools.builtin.person import ask_user as ask_user
+    from treadle.tools.builtin.processes import ProcessResult as ProcessResult
+    from treadle.tools.builtin.processes import run_process as run_process
+    from treadle.tools.builtin.results import read_result as read_result
+    from treadle.tools.builtin.shell import shell_tool as shell_tool
+    from treadle.tools.builtin.todo import todo as todo
     from treadle.tools.context import Injected as Injected
     from treadle.tools.context import ToolContext as ToolContext
     from treadle.tools.function import FunctionTool as FunctionTool
@@ -159,6 +167,16 @@ _EXPORTS = {
         "Switch",
         "retry_then_switch",
     ),
+    "treadle.tools.builtin.fetch": ("fetch_tool",),
+    "treadle.tools.builtin.files": ("file_tools",),
+    "treadle.tools.builtin.person": ("ask_user",),
+    "treadle.tools.builtin.processes": (
+        "ProcessResult",
+        "run_process",
+    ),
+    "treadle.tools.builtin.results": ("read_result",),
+    "treadle.tools.builtin.shell": ("shell_tool",),
+    "treadle.tools.builtin.todo": ("todo",),
     "treadle.tools.context": (
         "Injected",
         "ToolContext",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypedDict, Unpack
 
+from treadle.agent.run import Run
 from treadle.core.loop import Loop
 from treadle.core.plan import Plan
-from treadle.agent.run import Run
 from treadle.core.state import begin
 from treadle.core.step import CallModel
 from treadle.errors import ToolDefinitionError, UsageError

@@ -8,8 +8,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
-from treadle.core.loop import Loop
 from treadle.agent.mailbox import Mailbox
+from treadle.core.loop import Loop
 from treadle.errors import UsageError
 from treadle.values.events import Ended, Event, Failed
 from treadle.values.state import RunResult

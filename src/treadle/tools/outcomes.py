@@ -41,7 +41,8 @@ class Outcomes:
         except BaseException as error:  # a SystemExit out of somebody's `model_dump` would end the program
             kind = type(made.content).__name__
             return self.of_failure(f"the tool ran, but its result (a {kind}) cannot be written as JSON: {plain_text(error)}")
-        message = self._message(text, "internal" if made.is_error else None)
+        kind = made.error_kind if made.error_kind in _KINDS else "internal" if made.is_error or made.error_kind else None
+        message = self._message(text, kind)
         display = None if made.display is None else shortened(plain_text(made.display), self._limits.tool_result_chars)
         images, warning = _images(made.images)
         return Outcome(

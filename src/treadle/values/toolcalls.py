@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from treadle.errors import UsageError
+from treadle.errors import ToolErrorKind, UsageError
 from treadle.values.messages import Image, ToolMessage
 
 __all__ = [
@@ -43,6 +43,7 @@ class ToolResult(Struct, frozen=True, kw_only=True):
         display: For a person, such as a diff; None to show them `content`. Bounded like `content`.
         details: For debugging: any value that JSON can express. In the `ToolFinished` event and the journal, nowhere else.
         is_error: The model is told that the call failed.
+        error_kind: And how; it is an error then too.
     """
 
     content: Any
@@ -50,6 +51,7 @@ class ToolResult(Struct, frozen=True, kw_only=True):
     display: str | None = None
     details: Any = None
     is_error: bool = False
+    error_kind: ToolErrorKind | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
