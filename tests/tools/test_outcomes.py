@@ -1,4 +1,4 @@
-"""Defects found by the tests of this folder and not mended yet: each of these fails. Mended, it moves to its module's file."""
+"""What tools really return, raise and say, beyond what their types allow: none of it may end a run or spoil its journal."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ def raising(error: BaseException) -> Callable[[], Any]:
 # --- execution.py: `run` raises only when cancelled, and what it returns can be journaled ----------------------------
 
 
-def test_found_a_text_of_a_subclass_of_str_cannot_be_journaled() -> None:
+def test_a_text_of_a_subclass_of_str_becomes_plain() -> None:
     assert journaled(returning(Text("x"))).result.content == "x"
 
 
-def test_found_a_display_of_a_subclass_of_str_cannot_be_journaled() -> None:
+def test_a_display_of_a_subclass_of_str_becomes_plain() -> None:
     assert journaled(returning(ToolResult(content="x", display=Text("y")))).result.display == "y"
 
 
-def test_found_a_tool_error_with_a_subclass_of_str_cannot_be_journaled() -> None:
+def test_a_tool_error_with_a_subclass_of_str_becomes_plain() -> None:
     assert journaled(raising(ToolError(Text("x")))).result.content == "x"
 
 
-def test_found_a_subclass_of_str_inside_a_list_is_no_json() -> None:
+def test_a_subclass_of_str_inside_a_list_is_text() -> None:
     assert journaled(returning([Text("x")])).result.content == '["x"]'
 
 
-def test_found_a_tool_error_made_from_an_exception_ends_the_run() -> None:
+def test_a_tool_error_made_from_an_exception_has_its_words() -> None:
     """`raise ToolError(error) from error` is what people write."""
     made = journaled(raising(ToolError(ValueError("why"))))  # type: ignore[arg-type]
     assert (made.result.content, made.result.is_error) == ("why", True)
@@ -85,22 +85,22 @@ def test_found_a_tool_error_made_from_an_exception_ends_the_run() -> None:
     ],
     ids=["display", "images"],
 )
-def test_found_a_result_whose_parts_are_of_the_wrong_type_ends_the_run(made: ToolResult) -> None:
+def test_a_result_whose_parts_are_of_the_wrong_type_is_still_an_outcome(made: ToolResult) -> None:
     assert isinstance(run_virtual(outcome(returning(made))), Outcome)
 
 
-def test_found_images_that_are_no_images_reach_the_history() -> None:
+def test_images_that_are_no_images_do_not_reach_the_history() -> None:
     """The next request, which is nowhere near the tool, is what fails then."""
     made = run_virtual(outcome(returning(ToolResult(content="x", images=("chart.png",)))))  # type: ignore[arg-type]
     assert made.result.is_error or made.result.images == ()
 
 
-def test_found_a_kind_that_there_is_not_makes_a_journal_that_cannot_be_read() -> None:
+def test_a_kind_that_there_is_not_can_be_read_back() -> None:
     made = run_virtual(outcome(raising(ToolError("x", kind="not found"))))  # type: ignore[arg-type]
     msgspec.json.decode(msgspec.json.encode(made), type=Outcome)
 
 
-def test_found_words_that_exit_when_they_are_read_end_the_program() -> None:
+def test_words_that_exit_when_they_are_read_do_not_end_the_program() -> None:
     class Exits(Exception):
         def __str__(self) -> str:
             raise SystemExit(3)
@@ -108,7 +108,7 @@ def test_found_words_that_exit_when_they_are_read_end_the_program() -> None:
     assert journaled(raising(Exits())).result.content.startswith("Exits: ")
 
 
-def test_found_a_value_that_exits_when_it_is_dumped_ends_the_program() -> None:
+def test_a_value_that_exits_when_it_is_dumped_does_not_end_the_program() -> None:
     class Exits:
         def model_dump(self, **_: object) -> object:
             raise SystemExit(3)
@@ -116,23 +116,23 @@ def test_found_a_value_that_exits_when_it_is_dumped_ends_the_program() -> None:
     assert journaled(returning(Exits())).result.is_error
 
 
-def test_found_details_for_debugging_spoil_a_good_result() -> None:
+def test_details_for_debugging_do_not_spoil_a_good_result() -> None:
     made = journaled(returning(ToolResult(content="fine", details={"at": object()})))
     assert (made.result.content, made.result.is_error) == ("fine", False)
 
 
-def test_found_details_that_fit_in_characters_but_not_in_bytes_become_text() -> None:
+def test_details_are_measured_in_characters() -> None:
     details = {"name": "é" * (LIMITS.tool_result_chars // 2 + 1)}
     assert journaled(returning(ToolResult(content="x", details=details))).details == details
 
 
-def test_found_half_surrogates_inside_a_value_spoil_it() -> None:
+def test_half_surrogates_inside_a_value_are_written_out() -> None:
     """`os.listdir` returns them. The same name as text is written out."""
     made = journaled(returning(["a", "name \udcff.txt"]))
     assert (made.result.content, made.result.is_error) == ('["a","name \\\\udcff.txt"]', False)
 
 
-def test_found_a_tool_that_held_up_the_loop_and_ran_out_of_time_is_not_told_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_held_up_the_loop_and_ran_out_of_time_is_told_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopwatch:
         now_s = 0.0
 
@@ -151,7 +151,7 @@ def test_found_a_tool_that_held_up_the_loop_and_ran_out_of_time_is_not_told_on(m
     assert made.warning is not None
 
 
-def test_found_a_report_that_fails_leaves_the_tool_running() -> None:
+def test_a_report_that_fails_ends_the_tool() -> None:
     """A journal that is full ends the run; the tool must end with it."""
     ended: list[str] = []
 
@@ -178,13 +178,13 @@ def test_found_a_report_that_fails_leaves_the_tool_running() -> None:
 
 
 @pytest.mark.parametrize("made", [None, 3], ids=repr)
-def test_found_a_preview_that_is_no_text_ends_the_run(made: Any) -> None:
+def test_a_preview_that_is_no_text_does_not_end_the_run(made: Any) -> None:
     async def f() -> None: ...
 
     assert isinstance(run_virtual(execution(tool(f, preview=lambda: made)).preview()), str | None)
 
 
-def test_found_a_plain_function_that_returns_an_awaitable_is_no_preview() -> None:
+def test_a_plain_function_that_returns_an_awaitable_is_a_preview() -> None:
     """`ToolSettings.preview` is a `Callable[..., str | Awaitable[str]]`: a lambda around a coroutine is one."""
 
     async def f() -> None: ...
@@ -197,7 +197,7 @@ def test_found_a_plain_function_that_returns_an_awaitable_is_no_preview() -> Non
     assert run_virtual(execution(tool(f, preview=Later)).preview()) == "would"
 
 
-def test_found_an_async_preview_that_exits_ends_the_program() -> None:
+def test_an_async_preview_that_exits_does_not_end_the_program() -> None:
     async def f() -> None: ...
 
     async def preview() -> str:
@@ -209,7 +209,7 @@ def test_found_an_async_preview_that_exits_ends_the_program() -> None:
 # --- context.py ------------------------------------------------------------------------------------------------------
 
 
-def test_found_half_surrogates_in_progress_reach_the_journal() -> None:
+def test_half_surrogates_in_progress_are_written_out() -> None:
     reports = Reports()
 
     async def f(ctx: ToolContext) -> None:
@@ -220,7 +220,7 @@ def test_found_half_surrogates_in_progress_reach_the_journal() -> None:
     msgspec.json.encode(reports.told)
 
 
-def test_found_a_word_that_came_while_another_was_read_is_told_twice() -> None:
+def test_a_word_that_came_while_another_was_read_is_told_once() -> None:
     async def main() -> list[str]:
         progress, told = Progress(), list[str]()
 
@@ -241,7 +241,7 @@ def test_found_a_word_that_came_while_another_was_read_is_told_twice() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.05, 0.0999, 0.1, 0.15]), max_size=6), st.booleans())
-def test_found_the_last_word_is_lost_if_the_call_ends_with_it(waits_s: list[float], fails: bool) -> None:
+def test_the_last_word_is_told_if_the_call_ends_with_it(waits_s: list[float], fails: bool) -> None:
     reports = Reports()
 
     @tool
@@ -257,7 +257,7 @@ def test_found_the_last_word_is_lost_if_the_call_ends_with_it(waits_s: list[floa
     assert reports.told[-1] == ("the last word", 1.0)
 
 
-def test_found_every_word_wakes_the_loop_once_more() -> None:
+def test_a_thousand_words_wake_the_loop_once() -> None:
     """A tool that says a million words in one step makes a million callbacks, which nothing bounds (law 7)."""
 
     async def main() -> int:
@@ -285,7 +285,7 @@ class Options(TypedDict):
 
 
 @pytest.mark.parametrize("kind", [Clock, Options, Any], ids=["protocol", "typed dict", "any"])
-def test_found_a_kind_that_isinstance_refuses_is_a_bare_type_error(kind: Any) -> None:
+def test_a_kind_that_isinstance_refuses_is_refused_with_words(kind: Any) -> None:
     def f(x: Any) -> str:
         return ""
 
@@ -297,7 +297,7 @@ def test_found_a_kind_that_isinstance_refuses_is_a_bare_type_error(kind: Any) ->
 # --- turn.py ---------------------------------------------------------------------------------------------------------
 
 
-def test_found_an_error_of_a_cancelled_job_is_reported_to_nobody() -> None:
+def test_the_error_of_a_cancelled_job_is_retrieved() -> None:
     async def fails_when_cancelled() -> None:
         try:
             await asyncio.sleep(math.inf)
