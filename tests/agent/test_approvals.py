@@ -176,6 +176,38 @@ class TestWaiting:
         assert [p.call_id for p in seen.results[1].pending] == ["call_0"]
         assert ran == [("write", "a.txt", "new"), ("write", "b.txt", "new")]
 
+    def test_what_is_still_waiting_is_asked_again_as_it_is_now_and_by_the_policy_of_now(self) -> None:
+        async def main() -> tuple[RunResult, RunResult]:
+            async with ByteServer([sse(*reply(calls=[WRITE])), sse(*reply("Done"))]) as server:
+                agent = Agent(HttpDriver(ChatCodec(), server.url, "m"), tools=TOOLS)
+                waiting = await agent.run("Hi")
+                files["a.txt"] = "changed by somebody"
+                again = await agent.resume(waiting)
+                return again, await agent.resume(again, approvals="never")
+
+        try:
+            again, last = run_virtual(main())
+        finally:
+            files["a.txt"] = "old"
+        assert [p.preview for p in again.pending] == ["a.txt: changed by somebody -> new"]
+        assert (last.stop_reason, ran) == ("end", [("write", "a.txt", "new")])
+
+    def test_a_resumed_run_that_is_cancelled_before_it_began_has_an_ending_and_goes_on_waiting(self) -> None:
+        async def main() -> tuple[list[Event], RunResult, RunResult]:
+            async with ByteServer([sse(*reply(calls=[WRITE])), sse(*reply("Done"))]) as server:
+                agent = Agent(HttpDriver(ChatCodec(), server.url, "m"), tools=TOOLS)
+                waiting = await agent.run("Hi")
+                running = agent.resume_stream(waiting, {"call_0": approve})
+                await running.cancel()
+                events = [event async for event in running]
+                return events, running.result, await agent.resume(running.result)
+
+        events, cancelled, last = run_virtual(main())
+        assert [type(e) for e in events] == [Ended]
+        assert cancelled.stop_reason == "cancelled"
+        assert last.stop_reason == "waiting_approval"
+        assert ran == []
+
     def test_what_would_happen_must_be_what_was_approved(self) -> None:
         def meanwhile(result: RunResult) -> Any:
             files["a.txt"] = "changed by somebody"

@@ -146,6 +146,7 @@ class World:
 
     def check_facts(self) -> None:
         waiting: set[tuple[int, int]] = set()
+        asked_before: set[tuple[int, int]] = set()
         endings = 0
         running = True
         for fact in self.facts:
@@ -155,13 +156,15 @@ class World:
                     endings, running = endings + 1, False
                 case Resumed():
                     running = True
+                    asked_before, waiting = waiting, set()
                 case ApprovalRequested(turn=turn, position=position):
                     assert (turn, position) not in waiting
                     waiting.add((turn, position))
+                    asked_before.discard((turn, position))
                 case ApprovalAnswered(turn=turn, position=position):
-                    waiting.remove((turn, position))
+                    (waiting if (turn, position) in waiting else asked_before).remove((turn, position))
                 case ToolStarted():
-                    assert not waiting, "a call started while another of its turn waited"
+                    assert not waiting and not {(fact.turn, p) for t, p in asked_before if t == fact.turn}, "one waits"
                 case _:
                     pass
 

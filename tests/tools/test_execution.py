@@ -26,7 +26,7 @@ from treadle.tools.context import Injected, ToolContext
 from treadle.tools.execution import GRACE_S, Leftovers, left_behind
 from treadle.tools.executor import Executor
 from treadle.tools.function import tool
-from treadle.tools.shorten import reference
+from treadle.values.text import reference
 from treadle.tools.threads import abandoned
 from treadle.values.limits import Limits
 from treadle.values.messages import Image, ToolCall, ToolMessage

@@ -48,7 +48,7 @@ class Run:
         Raises:
             UsageError: The run has not ended yet.
         """
-        if self._loop is None or not self._loop.state.ended:
+        if self._loop is None or not self._loop.ended:
             raise UsageError("the run has not ended yet", hint="Read `result` after the loop over its events.")
         return RunResult.of(self._loop.state)
 

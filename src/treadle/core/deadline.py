@@ -31,6 +31,10 @@ class Deadline:
         """The loop's time at which the run ends."""
         return self._began + self._left_s
 
+    @property
+    def is_over(self) -> bool:
+        return self._loop.time() >= self.at
+
     @contextmanager
     def paused(self) -> Generator[None]:
         """While a person is asked. Nothing else of the run goes on meanwhile."""

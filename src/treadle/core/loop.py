@@ -29,7 +29,6 @@ from treadle.values.events import (
     Fact,
     Failed,
     Replied,
-    Resumed,
     Retried,
 )
 from treadle.values.messages import AssistantMessage, ToolCall, joined
@@ -47,9 +46,11 @@ class Loop:
 
     Attributes:
         state: The run, as far as it came.
+        ended: This segment of the run has its ending. (The state of a run that is resumed has the one before, at first.)
         failure: What it failed with, once it has.
     """
 
+    ended = False
     failure: BaseException | None = None
 
     def __init__(
@@ -78,6 +79,8 @@ class Loop:
                 for fact in self._first:
                     await self._writer.append(fact)
                 while step := next_step(self.state, self._plan.limits):
+                    if deadline.is_over and not isinstance(step, Ended):
+                        step = Ended(stop_reason="deadline")
                     if isinstance(step, CallModel):
                         await self._call_model(step, held)
                     elif isinstance(step, CallTools):
@@ -106,8 +109,9 @@ class Loop:
         self._writer.close(Ended(stop_reason="cancelled", partial=self._partial()))
 
     def _accept(self, fact: Fact) -> None:
-        if self.state.ended and not isinstance(fact, Resumed):
+        if self.ended:
             return
+        self.ended = isinstance(fact, Ended | Failed)
         self.state = apply(self.state, fact)
         if isinstance(fact, Replied | Retried | Discarded):
             self._receiving = None  # it is a fact now, or void

@@ -80,14 +80,15 @@ def apply(state: State, fact: Fact) -> State:
     if isinstance(fact, ToolRetried):
         return replace(state, retries=state.retries + 1)
     if isinstance(fact, ApprovalRequested):
-        return _with_call(state, fact.position, pending=fact.pending)
+        return _with_call(state, fact.position, pending=fact.pending, stale=False)
     if isinstance(fact, ApprovalAnswered):
-        return _with_call(state, fact.position, decision=fact.decision)
+        return _with_call(state, fact.position, decision=fact.decision, decided_by=fact.by)
     if isinstance(fact, Resumed):
         # An attempt that broke off was shown under its number, so the next one has another.
         attempt = state.attempt + (state.stop_reason != "waiting_approval")
+        calls = tuple(replace(call, stale=True) if call.waits else call for call in state.open_calls)
         fresh = replace(state, stop_reason=None, error=None, partial=None, continues=None, shown_as=0, wait_s=0.0)
-        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0)
+        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls)
     if isinstance(fact, Retried):
         return replace(
             state,
@@ -134,7 +135,7 @@ def _finished(state: State, fact: ToolFinished) -> State:
     open_call = state.open_calls[fact.position]
     progress = guard.after(
         state.progress,
-        open_call.call,
+        open_call.to_run,
         fact.result,
         turn=fact.turn,
         changes=open_call.started and open_call.changes,

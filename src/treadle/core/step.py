@@ -43,7 +43,7 @@ def next_step(state: State, limits: Limits) -> Step | None:
     """The next step; a fact to record; or None when the run is over."""
     if state.ended:
         return None
-    if any(call.waits for call in state.open_calls):
+    if any(call.waits and not call.stale for call in state.open_calls):
         return Ended(stop_reason="waiting_approval")
     if state.open_calls:
         return CallTools(state.turn, state.open_calls)

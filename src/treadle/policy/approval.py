@@ -7,9 +7,11 @@ does not run.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import inspect
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
@@ -18,9 +20,10 @@ from treadle.values.events import ApprovalAnswered, ApprovalRequested, Fact, Res
 from treadle.values.messages import ToolCall, ToolMessage
 from treadle.values.ports import PreparedCall, Toolbox
 from treadle.values.state import OpenCall, State
+from treadle.values.text import plain_text, shortened
 from treadle.values.toolcalls import Approvals, Approve, Decision, Deny, Edit, PendingCall, Rule, Say
 
-__all__ = ["answered", "as_decided", "changed_since", "check_approvals", "edited_note", "gate"]
+__all__ = ["answered", "changed_since", "check_approvals", "edited_note", "gate", "result_of_decision"]
 
 
 def check_approvals(approvals: Approvals) -> Approvals:
@@ -29,14 +32,17 @@ def check_approvals(approvals: Approvals) -> Approvals:
     Raises:
         UsageError: It is neither a word we know, nor rules, nor a function.
     """
-    is_word = isinstance(approvals, str)
-    if (is_word and approvals in ("never", "always")) or callable(approvals):
+    hint = 'Write "never", "always", a list of `Rule`s, or a function.'
+    if inspect.iscoroutinefunction(approvals):
+        hint = 'It decides at once. To ask somebody, return "ask" and resume the run with their answer.'
+    elif approvals in ("never", "always") or callable(approvals):
         return approvals
-    if is_word or not all(type(rule) is Rule for rule in approvals):
-        raise UsageError(
-            f"approvals={approvals!r} is no approval policy", hint='Write "never", "always", a list of `Rule`s, or a function.'
-        )
-    return tuple(approvals)
+    elif not isinstance(approvals, str):
+        with contextlib.suppress(TypeError):  # it is nothing to go through
+            rules = tuple(approvals)
+            if all(type(rule) is Rule for rule in rules):
+                return rules
+    raise UsageError(f"approvals={approvals!r} is no approval policy", hint=hint)
 
 
 async def gate(
@@ -65,16 +71,16 @@ async def gate(
     )
     if callable(approvals) and not prepared.is_question:
         said = approvals(pending)
-        if isinstance(said, Approve):
-            return ()
-        if said != "ask" and not isinstance(said, Deny | Edit):
+        if said != "ask" and not _is_sound(said, Approve | Deny | Edit):
+            if inspect.iscoroutine(said):
+                said.close()
             raise UsageError(
                 f"the approval function answered {type(said).__name__} for a call of {call.name}",
                 hint='It returns `approve`, `deny("why")`, `edit({...})` or "ask".',
             )
     requested = ApprovalRequested(turn=turn, position=position, pending=pending)
-    if isinstance(said, Deny | Edit):
-        by_policy = ApprovalAnswered(turn=turn, position=position, call_id=call.id, decision=said, by="policy")
+    if isinstance(said, Approve | Deny | Edit):  # what a function said is a fact, so it is not asked again
+        by_policy = ApprovalAnswered(turn=turn, position=position, call_id=call.id, decision=_written(said), by="policy")
         return requested, by_policy
     return (requested,)
 
@@ -115,35 +121,37 @@ def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool | None:
     return fits
 
 
-def as_decided(open_call: OpenCall) -> ToolCall | ToolMessage:
-    """The call as it is to run, with a person's arguments if they gave some; or its result, if their answer is one."""
+def result_of_decision(open_call: OpenCall, *, max_chars: int) -> ToolMessage | None:
+    """The call's result, if what was decided about it is one: a denial, or an answer to a question."""
     call = open_call.call
     match open_call.decision:
-        case Edit(arguments=arguments):
-            return ToolCall(call.id, call.name, arguments)
         case Deny(reason=reason):
             said = f"Denied: {reason}" if reason else "Denied, without a reason. Ask, or do something else."
-            return ToolMessage(call.id, call.name, said, is_error=True, error_kind="permission")
+            return ToolMessage(call.id, call.name, shortened(said, max_chars), is_error=True, error_kind="permission")
         case Say(text=text):
-            return ToolMessage(call.id, call.name, text)
+            return ToolMessage(call.id, call.name, shortened(text, max_chars))
         case _:
-            return call
+            return None
 
 
 async def changed_since(open_call: OpenCall, prepared: PreparedCall) -> ToolMessage | None:
-    """Why an approved call does not run after all: what it would do is no longer what the person saw. None if it is."""
+    """Why an approved call does not run after all: what it would do is no longer what was shown. None if it is."""
     pending, call = open_call.pending, open_call.call
     if pending is None or not isinstance(open_call.decision, Approve) or await prepared.preview() == pending.preview:
         return None
     said = "Not run: what it would do has changed since it was approved. Look at the present state, then call again."
+    if open_call.started:
+        said = "Outcome unknown: the call had started when the run was interrupted, and what it would do now is something else."
     return ToolMessage(call.id, call.name, said, is_error=True)
 
 
 def edited_note(open_call: OpenCall, result: ToolMessage) -> ToolMessage:
-    """The result, with the remark that a person changed the arguments, if one did."""
+    """The result of a call that ran, with the remark that its arguments were changed, if they were."""
     if not isinstance(open_call.decision, Edit):
         return result
-    return replace(result, note=f"A person changed the arguments before it ran. It ran with: {open_call.decision.arguments}")
+    who = "A person" if open_call.decided_by == "person" else "The approval policy"
+    ran_with = shortened(open_call.decision.arguments, 1_000)
+    return replace(result, note=f"{who} changed the arguments before it ran. It ran with: {ran_with}")
 
 
 def answered(state: State, decisions: Mapping[str, Decision], toolbox: Toolbox) -> tuple[Fact, ...]:
@@ -166,7 +174,7 @@ def answered(state: State, decisions: Mapping[str, Decision], toolbox: Toolbox) 
             raise UsageError(f"no call {call_id!r} waits for an answer", hint=f"Waiting: {ids}. See `result.pending`.")
         position, open_call = waiting[call_id]
         _check_fits(decision, open_call, toolbox)
-        facts.append(ApprovalAnswered(turn=state.turn, position=position, call_id=call_id, decision=decision))
+        facts.append(ApprovalAnswered(turn=state.turn, position=position, call_id=call_id, decision=_written(decision)))
     return tuple(facts)
 
 
@@ -174,10 +182,27 @@ def _check_fits(decision: object, open_call: OpenCall, toolbox: Toolbox) -> None
     assert open_call.pending is not None
     name, asks = open_call.call.name, open_call.pending.asks
     fitting = Say | Deny if asks == "question" else Approve | Deny | Edit
-    if not isinstance(decision, fitting):
+    if not _is_sound(decision, fitting):
         hints = {"question": '`say("...")` or `deny("why")`', "approval": '`approve`, `deny("why")` or `edit({...})`'}
         raise UsageError(f"{decision!r} is no answer to the {asks} that {name} waits for", hint=f"Answer with {hints[asks]}.")
     if isinstance(decision, Edit):
         prepared = toolbox.prepare(ToolCall(open_call.call.id, name, decision.arguments))
         if isinstance(prepared, ToolMessage):
             raise UsageError(f"edit() for {name}: {prepared.content}", hint="Correct the arguments; the call still waits.")
+
+
+def _written(decision: Decision) -> Decision:
+    """The decision with text that a journal can keep: what a terminal gives may hold half a character."""
+    match decision:
+        case Deny(reason=reason):
+            return Deny(plain_text(reason))
+        case Say(text=text):
+            return Say(plain_text(text))
+        case _:
+            return decision
+
+
+def _is_sound(decision: object, fitting: Any) -> bool:
+    """It is one of these, and its text is text."""
+    text = getattr(decision, "reason", getattr(decision, "text", getattr(decision, "arguments", "")))
+    return isinstance(decision, fitting) and isinstance(text, str)

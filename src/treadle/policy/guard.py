@@ -42,11 +42,11 @@ def after(
 
     Args:
         changes: It ran and its tool is not read-only.
-        refused: The guard refused it, for this reason; or it was denied, which is no fault of its tool.
+        refused: The guard refused it, for this reason; or it was denied, which is no fault of its tool and no result of it.
     """
     seen, failing, repeats = progress.seen, progress.failing, 0
     changed = changes and not result.is_error
-    if refused != "failures":
+    if refused not in ("failures", "denied"):
         key, said = fingerprint(call), _digest(result.full or result.content)
         before = seen.get(key)
         now = Streak(1, turn, said)
@@ -127,14 +127,20 @@ def _before(streak: Streak | None, turn: int) -> int:
     return 0 if streak is None else streak.count - (streak.turn == turn)
 
 
-@functools.lru_cache(256)  # asked for three times in the life of a call
 def fingerprint(call: ToolCall) -> str:
     """The same for calls that ask for the same: blanks and the order of keys do not matter."""
+    return _remembered(call) if len(call.arguments) < 1_000 else _fingerprint(call)
+
+
+def _fingerprint(call: ToolCall) -> str:
     try:
         arguments = msgspec.json.encode(msgspec.json.decode(call.arguments), order="sorted").decode()
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         arguments = call.arguments
     return _digest(f"{call.name}\0{arguments}")
+
+
+_remembered = functools.lru_cache(256)(_fingerprint)  # it is asked for three times in the life of a call
 
 
 def _digest(text: str) -> str:

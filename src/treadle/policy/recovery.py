@@ -235,16 +235,26 @@ _MAY_PASS = ("timeout", "network", "rate_limited")
 
 
 def retry_tool(
-    outcome: Outcome, prepared: PreparedCall, state: State, rules: Recovery, *, turn: int, position: int, attempt: int
+    outcome: Outcome,
+    prepared: PreparedCall,
+    rules: Recovery,
+    *,
+    retries: int,
+    turn: int,
+    position: int,
+    attempt: int,
 ) -> ToolRetried | None:
     """The fact that a failed tool is called again, from the same budget as model calls; None if it is not.
 
     Only a tool that is declared repeatable is, and only after a failure that may pass.
+
+    Args:
+        retries: Of the whole run so far, those under way included.
     """
     result, policy = outcome.result, rules.policy
     if not prepared.repeatable or result.error_kind not in _MAY_PASS:
         return None
-    if attempt >= policy.attempts or state.retries >= policy.run_budget:
+    if attempt >= policy.attempts or retries >= policy.run_budget:
         return None
     wait_s = policy.wait_s(attempt=attempt, retry_after_s=outcome.retry_after_s, jitter=rules.jitter())
     if wait_s is None:

@@ -28,6 +28,7 @@ class Writer:
         self._order = asyncio.Lock()  # parallel tools write one at a time: journal, state and watchers agree
         self._open: tuple[asyncio.Future[None], Fact] | None = None
         self._closed = False
+        self._began = False
 
     async def append(self, fact: Fact) -> None:
         """Append a fact, then accept it. Cancelled meanwhile, it leaves that to `settle`."""
@@ -62,6 +63,11 @@ class Writer:
         """Append an ending, if there is none, and accept it; accept it too where the journal cannot take it, or not in time."""
         if self._closed:
             return
+        if not self._began:  # a journal that did not take the first fact is not given the last
+            await self.settle()
+        if not self._began:
+            self.close(ending)
+            return
         is_cancel = isinstance(ending, Ended) and ending.stop_reason == "cancelled"
         try:
             with contextlib.suppress(Exception):  # the first error is the one to tell; a full disk would fail here again
@@ -77,5 +83,6 @@ class Writer:
             self._take(ending)
 
     def _take(self, fact: Fact) -> None:
+        self._began = True
         self._closed = isinstance(fact, Ended | Failed)
         self._accept(fact)

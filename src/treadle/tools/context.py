@@ -7,9 +7,9 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from treadle.tools.outcomes import plain_text
 from treadle.values.messages import Message
 from treadle.values.ports import CallContext
+from treadle.values.text import plain_text
 
 __all__ = ["FromRun", "Injected", "Progress", "ToolContext"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import math
 import time
@@ -10,17 +11,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from treadle.errors import ToolError
 from treadle.tools.context import Progress, ToolContext
 from treadle.tools.function import BoundCall, FunctionTool
-from treadle.tools.outcomes import Outcomes, plain_text
-from treadle.tools.shorten import shortened
+from treadle.tools.outcomes import Outcomes
 from treadle.tools.threads import run_in_thread
 from treadle.values.limits import Limits
 from treadle.values.messages import ToolCall
 from treadle.values.ports import CallContext
+from treadle.values.text import plain_text, shortened
 from treadle.values.toolcalls import Concurrency, Outcome
 
 __all__ = ["GRACE_S", "Execution", "Leftovers", "left_behind"]
@@ -98,7 +100,7 @@ class Execution:
         self.is_question = tool.settings.get("is_question", False)
         self._call = call
         self._tool = tool
-        self._bound = bound
+        self._bound: BoundCall | None = bound
         self._injected = injected
         self._limits = limits
         self._leftovers = leftovers
@@ -107,33 +109,46 @@ class Execution:
         self._timeout_s = timeout_s if tool.timeout_s is None else tool.timeout_s
 
     def subjects(self) -> Mapping[str, str | None]:
-        given = self._bound.arguments
+        given = self._again().arguments
         own = self._tool.settings.get("subjects")
         if own is None:
-            return {name: value if isinstance(value, str) else str(value) for name, value in given.items()}
+            written = msgspec.json.decode(self._call.arguments or "{}", type=dict[str, msgspec.Raw])
+            return {name: _as_written(written.get(name), value) for name, value in given.items()}
+        said: dict[str, str | None] = dict.fromkeys(given)
         try:
-            return {**dict.fromkeys(given), **own(**given)}
+            said |= own(**given)
         except Exception:  # then nobody knows what it acts on
             return dict.fromkeys(given)
+        return {name: subject if isinstance(subject, str) else None for name, subject in said.items()}
 
     async def preview(self) -> str | None:
         make = self._tool.settings.get("preview")
         if make is None:
             return None
+        task = asyncio.get_running_loop().create_task(_outcome(_previewed(make, self._again().arguments)))
         try:
-            async with asyncio.timeout(self._limits.tool_timeout_s):
-                if inspect.iscoroutinefunction(make):
-                    made: Any = make(**self._bound.arguments)
-                else:
-                    made = await run_in_thread(lambda: make(**self._bound.arguments))
-                text = plain_text(await made if inspect.isawaitable(made) else made)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            raise
-        except ToolError as error:
-            text = f"(it would fail: {plain_text(error.message)})"
-        except BaseException as error:
-            text = f"(no preview: {type(error).__name__}: {plain_text(error)})"
-        return shortened(text, self._limits.tool_result_chars)
+            done, _ = await asyncio.wait([task], timeout=self._limits.tool_timeout_s)
+        finally:
+            if not task.done():
+                self._leftovers.add(task)
+        try:
+            value, error = task.result() if done else (None, TimeoutError())
+        except asyncio.CancelledError as own:
+            value, error = None, own
+        if error is None and value is None:
+            return None
+        if isinstance(error, ToolError):
+            return f"(it would fail: {plain_text(error.message)})"[: self._limits.tool_result_chars]
+        text = plain_text(value) if error is None else f"(no preview: {type(error).__name__}: {plain_text(error)})"
+        if len(text) <= self._limits.tool_result_chars:
+            return text
+        # What is left out of it must be the same too when the call runs.
+        digest = f"\n[the whole text: sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}]"
+        return shortened(text, self._limits.tool_result_chars - len(digest)) + digest
+
+    def _again(self) -> BoundCall:
+        """The arguments anew: what was handed to a function once may not be what it was."""
+        return self._tool.bind(self._call.arguments)
 
     async def run(self, context: CallContext) -> Outcome:
         """The outcome. Raises only when cancelled from outside.
@@ -148,7 +163,8 @@ class Execution:
             if parameter.annotation is ToolContext:
                 progress = progress or Progress()
                 injected[name] = ToolContext(context, self._call.id, min(ends_at, context.deadline), progress)
-        watched = _Watched(partial(self._bound.run, injected))
+        bound, self._bound = self._bound or self._again(), None
+        watched = _Watched(partial(bound.run, injected))
         task = loop.create_task(_outcome(watched), name=f"treadle-{self._call.name}")
         try:
             is_done = await self._wait(task, progress, ends_at, context)
@@ -224,6 +240,21 @@ class _Watched:
             except BaseException as error:
                 thrown = error
                 step = lambda: inner.throw(thrown)  # noqa: E731, B023
+
+
+async def _previewed(make: Callable[..., Any], arguments: Mapping[str, Any]) -> object:
+    made: Any = make(**arguments) if inspect.iscoroutinefunction(make) else await run_in_thread(partial(make, **arguments))
+    return await made if inspect.isawaitable(made) else made
+
+
+def _as_written(written: msgspec.Raw | None, value: object) -> str | None:
+    """An argument as text: as the model wrote it, or the default in its place; None if that is no JSON."""
+    try:
+        json = bytes(written) if written is not None else msgspec.json.encode(value)
+        decoded = msgspec.json.decode(json)
+    except (TypeError, UnicodeError, msgspec.MsgspecError):
+        return None
+    return decoded if isinstance(decoded, str) else msgspec.json.encode(decoded).decode()
 
 
 async def _outcome(watched: Awaitable[object]) -> tuple[object, BaseException | None]:

@@ -9,12 +9,12 @@ import msgspec
 from msgspec.structs import replace
 
 from treadle.errors import ToolError, ToolErrorKind
-from treadle.tools.shorten import reference, shortened
 from treadle.values.limits import Limits
 from treadle.values.messages import Image, ToolCall, ToolMessage
+from treadle.values.text import plain_text, reference, shortened
 from treadle.values.toolcalls import Outcome, ToolResult
 
-__all__ = ["Outcomes", "plain_text"]
+__all__ = ["Outcomes"]
 
 _KINDS = frozenset(get_args(ToolErrorKind))
 
@@ -83,20 +83,6 @@ class Outcomes:
             full=kept if is_long else None,
             error_kind=kind,
         )
-
-
-def plain_text(value: object) -> str:
-    """Text that JSON can carry: of no subclass, and with half surrogate pairs, as file names may hold, written out."""
-    if not isinstance(value, str):
-        try:
-            value = str(value)
-        except (KeyboardInterrupt, MemoryError):
-            raise
-        except BaseException:
-            return "(its text cannot be read)"
-    if type(value) is str and value.isascii():
-        return value
-    return str.encode(value, "utf-8", "backslashreplace").decode()
 
 
 def _text(value: object) -> str:

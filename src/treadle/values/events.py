@@ -304,7 +304,7 @@ class Ended(Fact, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         partial: What the model had written of a turn that was cut short; None if the last turn is whole.
-        elapsed_s: When the run waits for a person: how long it has run so far, that is without waiting for people.
+        elapsed_s: When the run waits for a person: how long this segment of it took.
     """
 
     stop_reason: StopReason

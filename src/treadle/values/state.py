@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import Struct
 
@@ -10,7 +12,7 @@ from treadle.values.events import SCHEMA_VERSION, ErrorRecord, StopReason
 from treadle.values.history import check_history
 from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMessage
 from treadle.values.request import Finish
-from treadle.values.toolcalls import Decision, PendingCall
+from treadle.values.toolcalls import Decision, Edit, PendingCall
 from treadle.values.usage import Usage
 
 __all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak", "run_from_json", "run_to_json"]
@@ -22,6 +24,8 @@ class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
     Attributes:
         pending: What a person was asked about it; None if nobody was.
         decision: What they said; None while they have not.
+        decided_by: Who said it.
+        stale: They were asked in an earlier segment of the run, and have to be asked again.
     """
 
     call: ToolCall
@@ -30,10 +34,19 @@ class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
     result: ToolMessage | None = None
     pending: PendingCall | None = None
     decision: Decision | None = None
+    decided_by: Literal["person", "policy"] = "person"
+    stale: bool = False
+
+    @property
+    def to_run(self) -> ToolCall:
+        """The call with the arguments that it is to run with: the model's, or those that were put in their place."""
+        if isinstance(self.decision, Edit):
+            return ToolCall(self.call.id, self.call.name, self.decision.arguments)
+        return self.call
 
     @property
     def waits(self) -> bool:
-        """A person has to decide before anything of this turn may run."""
+        """A person has been asked, and has not decided."""
         return self.pending is not None and self.decision is None and self.result is None
 
 
@@ -77,7 +90,7 @@ class State(Struct, frozen=True, kw_only=True):
         wait_s, driver, continues: How the next attempt is made, as `Retried` said.
         output_tokens, reasoning_tokens: Of all turns, as counted here.
         progress: Failing and repeating calls.
-        elapsed_s: How long the segments before this one took, without the waits for people between them.
+        elapsed_s: How long the run took until it waited for a person, all such stretches together, without those waits.
         partial: What had arrived of a turn that was cut short by the run's ending.
         stop_reason, error: Set by the run's ending.
     """
@@ -164,7 +177,7 @@ class RunResult(Struct, frozen=True, kw_only=True):
 
     @property
     def pending(self) -> tuple[PendingCall, ...]:
-        """The calls that wait for a person; none unless `stop_reason` is `waiting_approval`."""
+        """The calls that wait for a person, also of a run that was cancelled before they had decided."""
         return tuple(call.pending for call in self.state.open_calls if call.pending is not None and call.waits)
 
     @classmethod
@@ -196,6 +209,7 @@ def run_from_json(data: bytes | str) -> RunResult:
     try:
         state = msgspec.json.decode(data, type=State)
         check_history(state.messages)
+        _check_open_calls(state)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, HistoryError) as error:
         said = error.message if isinstance(error, HistoryError) else error
         raise UsageError(f"not a run: {said}", hint="Pass what `run_to_json` wrote.") from None
@@ -204,3 +218,21 @@ def run_from_json(data: bytes | str) -> RunResult:
             f"the run has schema {state.schema}, and this version knows up to {SCHEMA_VERSION}", hint="Update treadle."
         )
     return RunResult.of(state)
+
+
+def _check_open_calls(state: State) -> None:
+    """The open calls are those of the last assistant message, and what was asked about them is about them.
+
+    Raises:
+        HistoryError: They are not. Somebody would approve one thing and get another.
+    """
+    if not state.open_calls:
+        return
+    last = state.closed[-1] if state.closed else None
+    calls = last.calls if isinstance(last, AssistantMessage) else ()
+    if calls != tuple(each.call for each in state.open_calls):
+        raise HistoryError("its open calls are not those of its last assistant message")
+    for each in state.open_calls:
+        about = each.pending and ToolCall(each.pending.call_id, each.pending.name, each.pending.arguments)
+        if about is not None and about != each.call:
+            raise HistoryError(f"what was asked about the call {each.call.id!r} is about another one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Struct
@@ -163,6 +163,20 @@ class Rule(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.action not in ("allow", "ask", "deny"):
             raise UsageError(f"Rule(action={self.action!r}) cannot work", hint="Write allow, ask or deny.")
+        if self.concurrency is not None and self.concurrency not in get_args(Concurrency):
+            hint = f"Write one of {', '.join(get_args(Concurrency))}."
+            raise UsageError(f"Rule(concurrency={self.concurrency!r}) fits no call", hint=hint)
+        texts = [self.reason, *(() if self.tool is None else (self.tool or None,)), *_texts(self.arguments)]
+        if not all(isinstance(text, str) for text in texts):
+            hint = "A tool is a name or a pattern, arguments are patterns by name: all of them texts."
+            raise UsageError(f"{self!r} fits no call", hint=hint)
+
+
+def _texts(arguments: object) -> list[object]:
+    if not isinstance(arguments, dict):
+        return [None]
+    pairs = cast("dict[object, object]", arguments)
+    return [*pairs, *pairs.values()]
 
 
 Approvals: TypeAlias = Literal["never", "always"] | Sequence[Rule] | Callable[[PendingCall], Decision | Literal["ask"]]

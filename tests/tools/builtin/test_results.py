@@ -16,7 +16,7 @@ from tests.harness import ByteServer, reply, run_virtual, sse
 from treadle import Agent, HttpDriver, Limits, messages_from_json, messages_to_json, run_from_json, run_to_json, tool
 from treadle.tools.builtin.results import read_result
 from treadle.tools.executor import Executor
-from treadle.tools.shorten import reference
+from treadle.values.text import reference
 from treadle.values.messages import Message, ToolCall, ToolMessage
 from treadle.values.ports import CallContext
 from treadle.wire.chat import ChatCodec

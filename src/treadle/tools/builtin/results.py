@@ -7,7 +7,7 @@ from typing import Annotated
 from treadle.errors import ToolError
 from treadle.tools.context import ToolContext
 from treadle.tools.function import tool
-from treadle.tools.shorten import find_result
+from treadle.values.text import find_result
 
 __all__ = ["read_result"]
 

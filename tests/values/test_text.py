@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from treadle.tools.shorten import find_result, reference, shortened
 from treadle.values.messages import AssistantMessage, Message, SystemMessage, Text, ToolMessage, UserMessage
+from treadle.values.text import find_result, reference, shortened
 
 NOTE = '; read_result(ref="r12345678") has them'
 NO_ROOM = len("\n[... 100,000 of 100,000 characters left out ...]\n")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from treadle.values.messages import Message, ToolMessage
 
-__all__ = ["find_result", "reference", "shortened"]
+__all__ = ["find_result", "plain_text", "reference", "shortened"]
 
 
 def reference(text: str) -> str:
@@ -48,3 +48,17 @@ def shortened(text: str, max_chars: int, *, note: str = "") -> str:
     tail = tail[tail_start:] if 0 < tail_start < len(tail) // 2 else tail
     missing = len(text) - len(head) - len(tail)
     return f"{head}\n[... {missing:,} of {len(text):,} characters left out{note} ...]\n{tail}"
+
+
+def plain_text(value: object) -> str:
+    """Text that JSON can carry: of no subclass, and with half surrogate pairs, as file names may hold, written out."""
+    if not isinstance(value, str):
+        try:
+            value = str(value)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException:
+            return "(its text cannot be read)"
+    if type(value) is str and value.isascii():
+        return value
+    return str.encode(value, "utf-8", "backslashreplace").decode()
