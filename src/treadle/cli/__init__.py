@@ -20,4 +20,7 @@ def main() -> None:
         sys.exit(2)
     from treadle.cli.main import treadle
 
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # a model writes what no locale but UTF-8 can express
     treadle()

@@ -13,8 +13,9 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text as Styled
 
-from treadle.cli.render import JsonLines, Plain, Renderer, Terminal
 from treadle.agent.agent import Agent
+from treadle.cli.render import JsonLines, Plain, Renderer, Terminal
+from treadle.cli.watch import watch
 from treadle.errors import MissingExtra, ToolError
 from treadle.tools.function import tool
 from treadle.values.request import Options
@@ -44,6 +45,7 @@ Next, with a real model (in a clone, put `uv run` before each):
   treadle run "Why is the sky blue?"                                  whatever model server runs here
   treadle run "..." --model ollama/qwen3:8b                           Ollama, after: ollama pull qwen3:8b
   treadle run "..." --model ./some-model.gguf                         any GGUF file, no server needed
+  treadle run "..." --tools files,shell                               reads, changes and runs; asks you first
   treadle run "..." --tool mytools.py:my_function                     with a function of yours
 """
 
@@ -85,7 +87,7 @@ def _value(node: ast.expr) -> float:
 TOOLS = (get_weather, calculator)
 
 
-def run_demo(*, as_json: bool, show: Callable[[Agent, str, Renderer], int]) -> int:
+def run_demo(*, as_json: bool) -> int:
     """Serve the tiny model, ask it, draw what happens; the exit code."""
     try:
         from treadle_tiny import model_path
@@ -94,7 +96,7 @@ def run_demo(*, as_json: bool, show: Callable[[Agent, str, Renderer], int]) -> i
     from treadle.drivers.embedded import LlamaServer
 
     drawn = sys.stdout.isatty() and not as_json
-    console = Console(highlight=False, markup=False, emoji=False, stderr=not drawn)
+    console = Console(file=sys.stdout if drawn else sys.stderr, highlight=False, markup=False, emoji=False)
     renderer: Renderer = Plain(sys.stdout, sys.stderr)
     if as_json:
         renderer = JsonLines(sys.stdout.buffer)
@@ -104,7 +106,7 @@ def run_demo(*, as_json: bool, show: Callable[[Agent, str, Renderer], int]) -> i
         console.print(Styled(_INTRO, "dim"), soft_wrap=True)
     with LlamaServer(model_path(), n_threads=1) as server:
         agent = Agent(server.driver, tools=TOOLS, options=Options(temperature=0.0, max_tokens=200))
-        code = show(agent, PROMPT, renderer)
+        code = watch(agent, lambda: agent.stream(PROMPT), renderer)
     if not as_json:
         console.print(Styled(_OUTRO, "dim"), soft_wrap=True)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from treadle.errors import UsageError
 from treadle.values.events import StopReason
 
-__all__ = ["EXITS", "FAILED", "USAGE", "of_error", "of_stop_reason"]
+__all__ = ["CANCELLED", "EXITS", "FAILED", "USAGE", "WAITING", "of_error", "of_stop_reason"]
 
 USAGE, FAILED, LIMIT, REFUSED, WAITING, CANCELLED = 2, 3, 4, 5, 6, 130
 
@@ -15,8 +15,8 @@ EXITS = {
     FAILED: "a model call failed; the error is on standard error",
     LIMIT: "a bound stopped the run (max_turns, output_limit, reasoning_limit, deadline, loop_detected, tool_failures)",
     REFUSED: "the model or its server refused (refused)",
-    WAITING: "the run waits for a person (waiting_approval)",
-    CANCELLED: "you stopped it (cancelled)",
+    WAITING: "the run waits for a person, or you left it waiting (waiting_approval)",
+    CANCELLED: "you stopped it with Ctrl-C or a signal (cancelled)",
 }
 
 _STOPS: dict[StopReason, int] = {"end": 0, "refused": REFUSED, "waiting_approval": WAITING, "cancelled": CANCELLED}

@@ -1,28 +1,29 @@
-"""`treadle run` and `treadle demo`."""
+"""`treadle run`, `treadle resume` and `treadle demo`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import os
-import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import click
 
-from treadle.cli.exits import EXITS, USAGE, of_error, of_stop_reason
-from treadle.cli.render import Renderer, renderer_for
-from treadle.agent.agent import Agent
+from treadle.cli.exits import EXITS, USAGE, of_error
+from treadle.cli.options import AgentOptions, agent_options, repeated
+from treadle.cli.person import Person, person_at_terminal
+from treadle.cli.render import renderer_for
+from treadle.cli.saved import SavedRun, load_run
+from treadle.cli.watch import watch
 from treadle.errors import ModelError, TreadleError, UsageError
-from treadle.values.limits import Limits
+from treadle.tools.function import FunctionTool
 from treadle.values.ports import Driver
-from treadle.values.request import Options
+from treadle.values.state import RunResult
+from treadle.values.toolcalls import Decision, Deny, Edit, Say, approve
 
 __all__ = ["treadle"]
 
@@ -39,63 +40,99 @@ def treadle() -> None:
     treadle run "What is 12*7?"                         on whatever model server is running here
     treadle run "..." --model ollama/qwen3:8b           on that model
     treadle run "..." --model ./model.gguf              on a GGUF file, served by treadle itself
+    treadle run "..." --tools files,shell               on the files here; you are asked before anything changes
     treadle run "..." --tool mytools.py:get_weather     with a function of yours as a tool
+    treadle resume run.json                             carry on a run that waits for you, or broke off
     """
 
 
 @treadle.command(epilog=_EXITS_HELP)
 @click.argument("prompt")
+@agent_options
 @click.option(
-    "--model",
-    "-m",
-    envvar="TREADLE_MODEL",
-    default="local",
-    show_default=True,
-    show_envvar=True,
-    help="provider/name (ollama/qwen3:8b), a server's URL, URL#model, a .gguf file, or `local`: find a running server.",
+    "--save",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the run in a file as it goes, readable by you alone, so that `treadle resume FILE` can carry it on.",
 )
-@click.option(
-    "--tool",
-    "-t",
-    "tools",
-    multiple=True,
-    metavar="MODULE:FUNCTION",
-    help="A function as a tool. Also FILE.py:FUNCTION. Repeatable.",
-)
-@click.option("--instructions", "-i", help="The system text.")
-@click.option("--max-turns", type=click.IntRange(1), help="Model turns before the run stops.  [default: 50]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Output tokens a turn, as asked of the server.")
-@click.option("--temperature", type=float, help="Sampling temperature. Not set: the server decides.")
-@click.option("--seed", type=int, help="Sampling seed.")
-@click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON.")
-def run(
-    prompt: str,
-    model: str,
-    tools: tuple[str, ...],
-    instructions: str | None,
-    max_turns: int | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    as_json: bool,
-) -> None:
+def run(prompt: str, options: AgentOptions, save: Path | None) -> None:
     """Run PROMPT (or - for standard input) to its end, showing what happens.
 
-    In a terminal everything is drawn; in a pipe the answer alone goes to standard output and notes on tools and
-    errors to standard error; with --json every event is a line.
+    In a terminal everything is drawn, and you are asked about calls that wait for you: y, n, or other arguments. In a pipe the answer
+    alone goes to standard output and notes on tools and errors to standard error; with --json every event is a line. Nobody is asked
+    anything there: at a call that waits the run stops with exit code 6.
+
+    Ctrl-C stops the run, also while you are asked, with exit code 130; a second one ends the program at once.
+
+    \b
+    treadle run "What is this project?" --tools read-files              looks, changes nothing
+    treadle run "Fix the typos in docs/" --tools files                  shows each change and asks
+    treadle run "Make the tests pass" --tools files,shell \\
+        --approve "allow:shell:pytest -q" --approve "allow:edit_file:src/*"
+                                                                        asks about all but these
+    treadle run "Sum up https://..." --tools fetch --approve "allow:fetch:host=docs.python.org"
+    treadle run "..." --tools files -w ~/notes --save run.json < /dev/null
+                                                                        stops where somebody has to decide
+    treadle resume run.json --tools files -w ~/notes --yes              and goes on
+
+    The PATTERN of a rule has * ? and [...]. It is about a command, a path inside the workspace or a URL; for your own tools write
+    ARGUMENT=PATTERN. Commands that a shell would read more into than their words fit no pattern, and a pattern says nothing about what a
+    program does with its arguments: allow whole commands. A call that fits no rule is as with `ask`.
     """
     with _errors():
         prompt = sys.stdin.read() if prompt == "-" else prompt
-    with _errors(), _model(model, note=not as_json) as driver:
-        agent = Agent(
-            driver,
-            tools=[_load_tool(name) for name in tools],
-            instructions=instructions,
-            options=Options(max_tokens=max_tokens, temperature=temperature, seed=seed),
-            limits=Limits() if max_turns is None else Limits(max_turns=max_turns),
-        )
-        code = show(agent, prompt, renderer_for(json=as_json))
-    sys.exit(code)
+        person = None if options.as_json else person_at_terminal()
+        tools = options.tools(with_person=person is not None)
+        saved = None if save is None else SavedRun(save)
+        _go(options, tools, person, saved, prompt=prompt)
+
+
+@treadle.command(epilog=_EXITS_HELP)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@agent_options
+@click.option("--approve-call", multiple=True, metavar="ID", help="Let this call run.")
+@click.option("--deny-call", multiple=True, metavar="ID[=REASON]", help="Do not let it run; the model is told why.")
+@click.option("--edit-call", multiple=True, metavar="ID=JSON", help="Let it run with these arguments instead.")
+@click.option("--say-call", multiple=True, metavar="ID=TEXT", help="The answer to a question.")
+@click.option("--yes", is_flag=True, help="Approve all other calls that wait now. Later ones wait again; see --approve.")
+@click.option(
+    "--save",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the run here from now on.  [default: the same file]",
+)
+def resume(
+    file: Path,
+    options: AgentOptions,
+    approve_call: tuple[str, ...],
+    deny_call: tuple[str, ...],
+    edit_call: tuple[str, ...],
+    say_call: tuple[str, ...],
+    yes: bool,
+    save: Path | None,
+) -> None:
+    """Carry on the run in FILE, which `--save` wrote: one that waits for a person, failed, or was stopped.
+
+    The file holds the conversation and nothing of the settings: give the same options as before. In a terminal you are asked for the
+    answers that are missing. In a pipe, or with --json, the run says what waits and stops with exit code 6 while one is missing.
+    --approve decides about calls that still wait, and those to come.
+
+    \b
+    treadle resume run.json --tools files                               asks you, in a terminal
+    treadle resume run.json --tools files --yes                         approves what waits now
+    treadle resume run.json --tools files,shell --approve-call call_1 --deny-call "call_2=not the lock file"
+    treadle resume run.json --tools files --edit-call 'call_1={"path": "notes.md", "content": "..."}'
+    treadle resume run.json --tools ask --say-call "call_3=the blue one"
+    """
+    with _errors():
+        loaded = load_run(file)
+        decisions = _decisions(loaded, approve_call, deny_call, edit_call, say_call, yes=yes)
+        person = None if options.as_json else person_at_terminal()
+        asks = any(call.name == "ask_user" for call in loaded.pending)
+        tools = options.tools(with_person=person is not None, ask=asks)
+        _check_tools(loaded, tools)
+        saved = SavedRun(file if save is None else save, loaded.state)
+        _go(options, tools, person, saved, loaded=loaded, decisions=decisions)
 
 
 @treadle.command()
@@ -105,58 +142,92 @@ def demo(as_json: bool) -> None:
     from treadle.cli.demo import run_demo
 
     with _errors():
-        code = run_demo(as_json=as_json, show=show)
+        code = run_demo(as_json=as_json)
     sys.exit(code)
 
 
-def show(agent: Agent, prompt: str, renderer: Renderer) -> int:
-    """Run to the end, showing every event; the exit code. Ctrl-C ends the run; a second one ends the program.
+def _go(
+    options: AgentOptions,
+    tools: Sequence[FunctionTool[..., Any]],
+    person: Person | None,
+    saved: SavedRun | None,
+    *,
+    prompt: str = "",
+    loaded: RunResult | None = None,
+    decisions: Mapping[str, Decision] = MappingProxyType({}),
+) -> NoReturn:
+    """Run a prompt, or carry a run on, and exit with its code."""
+    same_options = repeated()
+    with _model(options.model, note=not options.as_json) as driver:
+        agent = options.agent(driver, tools, saved)
+        code = watch(
+            agent,
+            lambda: agent.stream(prompt) if loaded is None else agent.resume_stream(loaded, decisions),
+            renderer_for(json=options.as_json, person=person),
+            person=person,
+            saved=saved,
+            same_options=same_options,
+        )
+    sys.exit(code)
 
-    What a tool prints goes to standard error, so that it cannot end up in the answer or between lines of JSON.
+
+def _decisions(
+    loaded: RunResult,
+    approved: Sequence[str],
+    denied: Sequence[str],
+    edited: Sequence[str],
+    said: Sequence[str],
+    *,
+    yes: bool,
+) -> dict[str, Decision]:
+    """The answers on the command line, by call id.
+
+    Raises:
+        UsageError: One is for no waiting call, has no value, or is the second for its call.
     """
+    waiting = {call.call_id: call for call in loaded.pending}
+    decisions: dict[str, Decision] = {}
+    for option, values in (("--approve-call", approved), ("--deny-call", denied), ("--edit-call", edited), ("--say-call", said)):
+        for value in values:
+            # An id is the server's, and may itself have an equals sign.
+            fitting = [call_id for call_id in waiting if value == call_id or value.startswith(f"{call_id}=")]
+            call_id = max(fitting, key=len, default=None)
+            if call_id is None:
+                ids = ", ".join(waiting) or "none"
+                raise UsageError(f"{option} {value}: no such call waits for an answer", hint=f"Waiting: {ids}.")
+            if call_id in decisions:
+                raise UsageError(f"{option} {value}: there are two answers for {call_id}", hint="Give one.")
+            text = value[len(call_id) + 1 :]
+            match option:
+                case "--approve-call" if value == call_id:
+                    decisions[call_id] = approve
+                case "--deny-call":
+                    decisions[call_id] = Deny(text)
+                case "--edit-call" if text:
+                    decisions[call_id] = Edit(text)
+                case "--say-call" if text:
+                    decisions[call_id] = Say(text)
+                case _:
+                    hint = "Write --approve-call ID, --deny-call ID=REASON, --edit-call ID=JSON or --say-call ID=TEXT."
+                    raise UsageError(f"{option} {value} cannot be understood", hint=hint)
+    if yes:
+        decisions |= {
+            call.call_id: approve for call in loaded.pending if call.asks == "approval" and call.call_id not in decisions
+        }
+    return decisions
 
-    async def watch() -> int:
-        run = agent.stream(prompt)
-        with _on_signals(lambda: asyncio.ensure_future(run.cancel())):
-            async with run:
-                async for event in run:
-                    renderer.show(event)
-            stop_reason = run.result.stop_reason
-        assert stop_reason is not None  # a failed run raised
-        return of_stop_reason(stop_reason)
 
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return asyncio.run(watch())
-    except TreadleError as error:
-        if error.result is None:  # it failed before there was a run to show it
-            raise
-        return of_error(error)
+def _check_tools(loaded: RunResult, tools: Sequence[FunctionTool[..., Any]]) -> None:
+    """Without its tool a call that waits would be told to the model as one that cannot be, and be lost.
 
-
-@contextlib.contextmanager
-def _on_signals(stop: Callable[[], Any]) -> Generator[None]:
-    """Call `stop` on the first Ctrl-C, SIGTERM or hang-up; leave the second to Python."""
-    loop = asyncio.get_running_loop()
-    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-    def first() -> None:
-        release()
-        stop()
-
-    def release() -> None:
-        for number in caught:
-            loop.remove_signal_handler(number)
-
-    try:
-        for number in caught:
-            loop.add_signal_handler(number, first)
-    except (NotImplementedError, RuntimeError):  # Windows, or not the main thread: KeyboardInterrupt cancels the run
-        caught = []
-    try:
-        yield
-    finally:
-        release()
+    Raises:
+        UsageError: A tool is missing.
+    """
+    names = {tool.spec.name for tool in tools}
+    for call in loaded.pending:
+        if call.name not in names:
+            hint = "Give the same --tools, --workspace and --tool as the run had."
+            raise UsageError(f"the run waits with a call of {call.name}, and there is no such tool here", hint=hint)
 
 
 @contextlib.contextmanager
@@ -197,42 +268,3 @@ def _model(model: str, *, note: bool) -> Generator[Driver]:
             if note:
                 click.secho(f"model: {driver.model} at {driver.base_url}", err=True, dim=True)
     yield driver
-
-
-def _load_tool(name: str) -> Callable[..., Any]:
-    """The function that `module:function` or `file.py:function` names. The working directory is on the path."""
-    module_name, colon, function_name = name.rpartition(":")
-    if "" not in sys.path:
-        sys.path.append("")
-    hint = "Write --tool MODULE:FUNCTION or --tool FILE.py:FUNCTION."
-    if not colon or not module_name:
-        raise UsageError(f"--tool {name}: names no function", hint=hint)
-    path = Path(module_name)
-    if path.suffix == ".py" and not path.is_file():
-        raise UsageError(f"--tool {name}: there is no file {module_name}", hint=hint)
-    try:
-        module = _from_file(path) if path.suffix == ".py" else importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # it is the user's code, and may do anything
-        raise UsageError(
-            f"--tool {name}: {module_name} cannot be imported ({type(error).__name__}: {error})", hint=hint
-        ) from error
-    function = getattr(module, function_name, None)
-    if function is None:
-        raise UsageError(f"--tool {name}: {module_name} has no {function_name}", hint=hint)
-    if not callable(function):
-        raise UsageError(f"--tool {name}: {function_name} is a {type(function).__name__}, not a function", hint=hint)
-    return function
-
-
-def _from_file(path: Path) -> ModuleType:
-    """The module in a file, under a name of its own, so that a tool file called `json.py` shadows nothing."""
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # for the file's own imports
-    spec = importlib.util.spec_from_file_location(f"treadle_tool_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeAlias
 
 import msgspec
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text as Styled
 
+from treadle.cli.person import Person
+from treadle.cli.text import exact, harmless, one_line, shown_call, styled_rows
 from treadle.values.events import (
+    ApprovalRequested,
     Asked,
     Discarded,
     Ended,
@@ -23,39 +25,49 @@ from treadle.values.events import (
     Prompted,
     Repaired,
     Replied,
+    Resumed,
     Retried,
     TextDelta,
     ThinkingDelta,
     ToolFinished,
+    ToolProgress,
+    ToolRetried,
     ToolStarted,
 )
 from treadle.values.messages import ToolMessage, UserMessage
 from treadle.values.usage import Usage
 
-__all__ = ["JsonLines", "Plain", "Renderer", "Terminal", "harmless", "renderer_for"]
+__all__ = ["JsonLines", "Plain", "Renderer", "Terminal", "renderer_for"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_PREVIEW_CHARS = 200
+_DISPLAY_ROWS = 24
+_DISPLAY_LINES_PLAIN = 12
+
+_Key: TypeAlias = tuple[int, int]
+"""Turn and position: the name of a call in its run."""
 
 
 class Renderer(Protocol):
-    """Shows a run's events in order; the last one is `Ended` or `Failed`."""
+    """Shows a run's events in order; the last one of a run, or of a segment of it, is `Ended` or `Failed`."""
 
     def show(self, event: Event) -> None: ...
 
+    def close(self) -> None:
+        """Leave the screen as it was found, however the run was left."""
+        ...
 
-def renderer_for(*, json: bool) -> Renderer:
-    """The renderer that fits where the output goes."""
+
+def renderer_for(*, json: bool, person: Person | None = None) -> Renderer:
+    """The renderer that fits where the output goes.
+
+    Args:
+        person: Who is asked about calls, and need not be shown again what they approved.
+    """
     if json:
         return JsonLines(sys.stdout.buffer)
     if sys.stdout.isatty():
-        return Terminal(Console(highlight=False, markup=False, emoji=False))
-    return Plain(sys.stdout, sys.stderr)
-
-
-def harmless(text: str) -> str:
-    """The text without characters that could steer a terminal or reverse what is read. A model's output is foreign."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+        # The file is named: while a run is shown, `sys.stdout` is where tools print, and that is standard error.
+        return Terminal(Console(file=sys.stdout, highlight=False, markup=False, emoji=False), person=person)
+    return Plain(sys.stdout, sys.stderr, person=person)
 
 
 class JsonLines:
@@ -69,19 +81,27 @@ class JsonLines:
         self._out.write(self._encode(event) + b"\n")
         self._out.flush()
 
+    def close(self) -> None:
+        pass
+
 
 class _Counter:
-    """What the last line of a run tells: turns, tokens, time."""
+    """What the last line of a run tells: turns, tokens, and time, without the time that a person took."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._begun_at = now()
+        self._begun_at = self._last_at = now()
         self._usage: Usage | None = None
         self._turns = 0
 
-    def add(self, usage: Usage) -> None:
-        self._turns += 1
-        self._usage = usage if self._usage is None else self._usage + usage
+    def see(self, event: Event) -> None:
+        now = self._now()
+        if isinstance(event, Resumed):
+            self._begun_at += now - self._last_at
+        elif isinstance(event, Replied):
+            self._turns += 1
+            self._usage = event.usage if self._usage is None else self._usage + event.usage
+        self._last_at = now
 
     def __str__(self) -> str:
         usage = self._usage or Usage()
@@ -89,78 +109,122 @@ class _Counter:
         if usage.input_tokens is not None and usage.output_tokens is not None:
             cached = f" ({usage.cached_input_tokens:,} of them cached)" if usage.cached_input_tokens else ""
             tokens = f"{usage.input_tokens:,} tokens in{cached}, {usage.output_tokens:,} out"
+        if not self._turns:
+            return f"{self._last_at - self._begun_at:.1f} s"
         turns = f"{self._turns} model turn{'' if self._turns == 1 else 's'}"
-        return f"{turns} · {tokens} · {self._now() - self._begun_at:.1f} s"
+        return f"{turns} · {tokens} · {self._last_at - self._begun_at:.1f} s"
 
 
 class Plain:
-    """The answer on standard output, everything else on standard error."""
+    """The answer on standard output, everything else on standard error. A tool's progress is not shown: it would fill a log."""
 
-    def __init__(self, out: IO[str], notes: IO[str], *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, out: IO[str], notes: IO[str], *, now: Callable[[], float] = time.monotonic, person: Person | None = None
+    ) -> None:
         self._out = out
         self._notes = notes
+        self._person = person
         self._at_line_start = True
         self._counter = _Counter(now)
+        self._running: dict[_Key, str] = {}
 
     def show(self, event: Event) -> None:
+        self._counter.see(event)
         match event:
             case TextDelta(text=text):
                 self._out.write(text)
                 self._out.flush()
                 self._at_line_start = text.endswith("\n")
-            case ToolStarted(name=name, arguments=arguments):
-                self._note(f"> {_call(name, arguments)}")
-            case ToolFinished(result=result):
-                self._note(f"{'!' if result.is_error else '<'} {result.name}: {_preview(result.content)}")
-            case Replied(usage=usage):
-                self._counter.add(usage)
+            case ToolStarted(turn=turn, position=position, name=name, arguments=arguments):
+                self._running[turn, position] = shown_call(name, arguments)
+                self._note(f"> {self._running[turn, position]}")
+            case ToolFinished(turn=turn, position=position, result=result, warning=warning):
+                self._running.pop((turn, position), None)
+                self._note(f"{'!' if result.is_error else '<'} {result.name}: {_plain_result(result, self._person)}")
+                if warning:
+                    self._note(f"! {warning}")
+            case ToolRetried(turn=turn, position=position):
+                self._note(f"~ {self._running.get((turn, position), 'a tool')}: {_remark(event)}")
+            case ApprovalRequested():
+                self._end_line()  # what waits is asked about, or listed at the end
             case Retried() | Discarded() | Repaired() | Prompted():
                 self._note(f"~ {_remark(event)}")
             case Ended(stop_reason=stop_reason):
+                self._stopped()
                 self._note(f"{stop_reason} · {self._counter}")
             case Failed(error=error):
+                self._stopped()
                 self._note(f"error: {error.message}\n  {error.hint}")
             case _:
                 pass
 
-    def _note(self, text: str) -> None:
+    def close(self) -> None:
+        pass
+
+    def _stopped(self) -> None:
+        for call in self._running.values():
+            self._note(f"! {call}: stopped")
+        self._running.clear()
+
+    def _end_line(self) -> None:
         if not self._at_line_start:
             self._out.write("\n")
             self._out.flush()
             self._at_line_start = True
+
+    def _note(self, text: str) -> None:
+        self._end_line()
         print(harmless(text), file=self._notes, flush=True)
 
 
 class _Running:
-    """A tool that is running, as a line with a spinner."""
+    """A tool that is running, as a line with a spinner, and a second one for what it last said."""
 
     def __init__(self, spinner: Spinner, call: str, began: float, now: Callable[[], float]) -> None:
         self.call = call
         self.began = began
+        self.progress = ""
         self._spinner = spinner
         self._now = now
 
-    def __rich__(self) -> Styled:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         mark = self._spinner.render(self._now())
         assert isinstance(mark, Styled)
-        return Styled.assemble(mark, " ", self.call, (f"  {self._now() - self.began:.1f} s", "dim"))
+        took = f"  {self._now() - self.began:.1f} s"
+        call = Styled(self.call)
+        call.truncate(max(8, options.max_width - len(took) - 2), overflow="ellipsis")
+        yield Styled.assemble(mark, " ", call, (took, "dim"))
+        if self.progress:
+            said = Styled(f"  └ {self.progress}", "dim")
+            said.truncate(options.max_width, overflow="ellipsis")
+            yield said
 
 
 class Terminal:
     """For a person who is watching."""
 
-    def __init__(self, console: Console, *, now: Callable[[], float] = time.monotonic, show_prompt: bool = False) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        show_prompt: bool = False,
+        person: Person | None = None,
+    ) -> None:
         self._console = console
         self._now = now
         self._show_prompt = show_prompt
+        self._person = person
         self._counter = _Counter(now)
         self._streaming: str | None = None  # the style of the text that is being written; None: at the start of a line
-        self._running: dict[tuple[int, int], _Running] = {}
+        self._running: dict[_Key, _Running] = {}
         self._live: Live | None = None
         self._together = 0  # how many tools ran at the same time, at most, since the first of them started
         self._first_began = 0.0
+        self._is_gap = True  # the last line is an empty one, or there is none yet
 
     def show(self, event: Event) -> None:
+        self._counter.see(event)
         match event:
             case Asked(messages=messages):
                 if self._show_prompt and isinstance(messages[-1], UserMessage):
@@ -171,27 +235,39 @@ class Terminal:
             case TextDelta(text=text):
                 self._stream(text, "default")
             case ToolStarted(turn=turn, position=position, name=name, arguments=arguments):
-                self._tool_started((turn, position), _call(name, arguments))
-            case ToolFinished(turn=turn, position=position, result=result):
-                self._tool_finished((turn, position), result)
-            case Replied(usage=usage):
-                self._counter.add(usage)
+                self._tool_started((turn, position), shown_call(name, arguments))
+            case ToolProgress(turn=turn, position=position, text=text, fraction=fraction):
+                if running := self._running.get((turn, position)):
+                    running.progress = harmless(one_line(text if fraction is None else f"{fraction:.0%} {text}"))
+                    self._redraw()
+            case ToolFinished(turn=turn, position=position):
+                self._tool_finished((turn, position), event)
+            case ToolRetried(turn=turn, position=position):
+                running = self._running.get((turn, position))
+                self._line(("↻ ", "yellow"), (running.call if running else "a tool", ""), (f"  {_remark(event)}", "dim"))
+            case ApprovalRequested():
+                self._gap()  # what waits is asked about, or listed at the end
             case Retried() | Discarded() | Repaired() | Prompted():
                 self._line(("↻ ", "yellow"), (_remark(event), "dim"))
             case Ended(stop_reason=stop_reason):
-                self._stop_spinning()
+                self._stop_running()
                 style = "green" if stop_reason == "end" else "yellow"
-                self._line()
+                self._gap()
                 self._line(("■ ", style), (stop_reason, f"bold {style}"), (f"  {self._counter}", "dim"))
             case Failed(error=error):
-                self._stop_spinning()
-                self._line()
+                self._stop_running()
+                self._gap()
                 self._line(("✗ ", "red"), (error.kind, "bold red"), (f"  {error.message}", ""))
                 self._line(("  ", ""), (error.hint, "cyan"))
             case _:
                 pass
 
-    def _tool_started(self, key: tuple[int, int], call: str) -> None:
+    def close(self) -> None:
+        self._running.clear()
+        self._stop_spinning()
+        self._end_line()
+
+    def _tool_started(self, key: _Key, call: str) -> None:
         self._end_line()
         if not self._running:
             self._together, self._first_began = 0, self._now()
@@ -202,27 +278,64 @@ class Terminal:
             self._live.start()
         self._redraw()
 
-    def _tool_finished(self, key: tuple[int, int], result: ToolMessage) -> None:
+    def _tool_finished(self, key: _Key, event: ToolFinished) -> None:
         running = self._running.pop(key, None)
-        took = f"  {self._now() - running.began:.1f} s" if running else "  did not run"
-        mark = ("✗ ", "red") if result.is_error else ("✓ ", "green")
-        self._line(mark, (running.call if running else result.name, ""), (took, "dim"))
-        self._line(("  └ ", "dim"), (_preview(result.content), "red" if result.is_error else "dim"))
+        result = event.result
+        if running:
+            took = f"{self._now() - running.began:.1f} s"
+        elif result.is_error:
+            took = "denied" if event.refused == "denied" else "did not run"
+        else:
+            took = "answered"
+        mark = ("✗", "red") if result.is_error else ("✓", "green")
+        self._call_line(mark, running.call if running else result.name, (took, "dim"))
+        display = _display_of(result, self._person)
+        if display is not None:
+            self._display(display)
+        else:
+            said = Styled(harmless(f"  └ {one_line(result.content)}"), "red" if result.is_error else "dim")
+            if not result.is_error:  # an error is worth a second line
+                said.truncate(self._console.width, overflow="ellipsis")
+            self._console.print(said, soft_wrap=True)
+        if event.warning:
+            self._line(("  ! ", "bold yellow"), (event.warning, "yellow"))
         if self._running:
             self._redraw()
-        elif running:
-            self._stop_spinning()
-            if self._together > 1:
-                took = f"{self._now() - self._first_began:.1f} s"
-                self._line((f"  {self._together} tools side by side took {took} together", "dim"))
-            self._line()
+            return
+        self._stop_spinning()
+        if running and self._together > 1:
+            took = f"{self._now() - self._first_began:.1f} s"
+            self._line((f"  {self._together} tools side by side took {took} together", "dim"))
+        self._gap()
+
+    def _call_line(self, mark: tuple[str, str], call: str, took: tuple[str, str]) -> None:
+        """A call on one line, whatever the width."""
+        self._end_line()
+        shown = Styled(call)
+        shown.truncate(max(8, self._console.width - len(took[0]) - 4), overflow="ellipsis")
+        self._console.print(Styled.assemble(mark, " ", shown, "  ", took), soft_wrap=True)
+        self._is_gap = False
+
+    def _display(self, text: str) -> None:
+        rows = list(styled_rows(exact(text), self._console.width - 4))
+        for row in rows[:_DISPLAY_ROWS]:
+            self._console.print(Styled.assemble(("  │ ", "dim"), row), soft_wrap=True)
+        if len(rows) > _DISPLAY_ROWS:
+            self._line((f"  … {len(rows) - _DISPLAY_ROWS:,} more lines", "dim"))
+
+    def _stop_running(self) -> None:
+        """The run is over: what ran until now was stopped, and says so."""
+        stopped = tuple(self._running.values())
+        self._running.clear()
+        self._stop_spinning()
+        for running in stopped:
+            self._call_line(("■", "yellow"), running.call, (f"stopped after {self._now() - running.began:.1f} s", "yellow"))
 
     def _redraw(self) -> None:
         if self._live is not None:
             self._live.update(Group(*self._running.values()), refresh=True)
 
     def _stop_spinning(self) -> None:
-        self._running.clear()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -234,11 +347,19 @@ class Terminal:
         if not text:
             return
         self._streaming = style
+        self._is_gap = False
         self._console.print(Styled(harmless(text), style), end="", soft_wrap=True)
 
     def _line(self, *pieces: tuple[str, str]) -> None:
         self._end_line()
         self._console.print(Styled.assemble(*((harmless(text), style) for text, style in pieces)), soft_wrap=True)
+        self._is_gap = not pieces
+
+    def _gap(self) -> None:
+        """One empty line, not two."""
+        self._end_line()
+        if not self._is_gap:
+            self._line()
 
     def _end_line(self) -> None:
         if self._streaming is not None:
@@ -246,12 +367,14 @@ class Terminal:
             self._streaming = None
 
 
-def _remark(event: Retried | Discarded | Repaired | Prompted) -> str:
+def _remark(event: Retried | ToolRetried | Discarded | Repaired | Prompted) -> str:
     """What the run did that is neither the model's doing nor a tool's."""
     match event:
         case Retried(error=error, wait_s=wait_s, driver=driver, model=model):
             then = f"going on with {model}" if driver else "trying again"
             return f"{error.message}: {then}{f' in {wait_s:.1f} s' if wait_s else ''}"
+        case ToolRetried(error=error, wait_s=wait_s):
+            return f"{error.message}: trying again{f' in {wait_s:.1f} s' if wait_s else ''}"
         case Discarded():
             return "the answer broke off; what was written of it is void"
         case Repaired(index=index, what=what):
@@ -260,15 +383,18 @@ def _remark(event: Retried | Discarded | Repaired | Prompted) -> str:
             return "the reasoning reached its limit; the model was asked for the answer"
 
 
-def _call(name: str, arguments: str) -> str:
-    """A call as one would write it in Python."""
-    try:
-        given = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        return f"{name} {_preview(arguments)}"
-    return f"{name}({_preview(', '.join(f'{key}={bytes(value).decode()}' for key, value in given.items()))})"
+def _display_of(result: ToolMessage, person: Person | None) -> str | None:
+    """What a person is shown in place of what the model reads; None to show them that. What they have approved they have seen."""
+    if result.display is None or result.is_error or (person is not None and person.has_seen(result.display)):
+        return None
+    return result.display.rstrip("\n")
 
 
-def _preview(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _PREVIEW_CHARS else line[: _PREVIEW_CHARS - 1] + "…"
+def _plain_result(result: ToolMessage, person: Person | None) -> str:
+    display = _display_of(result, person)
+    if display is None:
+        return one_line(result.content)
+    lines = exact(display).split("\n")
+    if len(lines) > _DISPLAY_LINES_PLAIN:
+        lines = [*lines[:_DISPLAY_LINES_PLAIN], f"… {len(lines) - _DISPLAY_LINES_PLAIN:,} more lines"]
+    return "".join(f"\n    {line}" for line in lines)
