@@ -283,6 +283,16 @@ class TestPolicies:
         rules = [Rule(action="ask", concurrency="read_only"), Rule(action="allow", concurrency="exclusive")]
         assert [p.name for p in self.outcome(rules).result.pending] == ["look"]
 
+    def test_reading_that_asks_is_not_allowed_by_its_class_alone(self) -> None:
+        made = tool(needs_approval=True, concurrency="read_only")(look.__wrapped__)
+
+        async def main(rules: list[Rule]) -> RunResult:
+            async with ByteServer([sse(*reply(calls=[LOOK])), sse(*reply("Done"))]) as server:
+                return await Agent(HttpDriver(ChatCodec(), server.url, "m"), tools=[made], approvals=rules).run("Hi")
+
+        assert run_virtual(main([Rule(action="allow", concurrency="read_only")])).stop_reason == "waiting_approval"
+        assert run_virtual(main([Rule(action="allow", tool="look")])).stop_reason == "end"
+
     def test_by_tool_and_argument_pattern(self) -> None:
         rules = [Rule(action="allow", tool="write", arguments={"path": "docs/*"})]
         inside, outside = ("write", {"path": "./docs/a", "text": ""}), ("write", {"path": "src/a", "text": ""})

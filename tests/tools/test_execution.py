@@ -26,11 +26,11 @@ from treadle.tools.context import Injected, ToolContext
 from treadle.tools.execution import GRACE_S, Leftovers, left_behind
 from treadle.tools.executor import Executor
 from treadle.tools.function import tool
-from treadle.values.text import reference
 from treadle.tools.threads import abandoned
 from treadle.values.limits import Limits
 from treadle.values.messages import Image, ToolCall, ToolMessage
 from treadle.values.ports import Job
+from treadle.values.text import reference
 from treadle.values.toolcalls import Outcome, ToolResult
 
 from .calls import LIMITS, context, execution, outcome

@@ -108,6 +108,8 @@ def _fits(rule: Rule, prepared: PreparedCall, name: str) -> bool | None:
         return False
     if rule.concurrency is not None and rule.concurrency != prepared.concurrency:
         return False
+    if rule.tool is None and rule.concurrency == "read_only" and rule.action == "allow" and prepared.needs_approval:
+        return False  # `fetch` only reads, and what it asks for leaves the house: that has to be allowed by name
     if not rule.arguments:
         return True
     subjects = prepared.subjects()

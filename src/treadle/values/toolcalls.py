@@ -147,7 +147,8 @@ class Rule(Struct, frozen=True, kw_only=True):
     Attributes:
         action: `allow` it to run, `ask` a person, or `deny` it.
         tool: A tool's name, or a pattern (`*`, `?`, `[abc]`); None for any.
-        concurrency: A class; None for any.
+        concurrency: A class; None for any. To allow all that is `read_only` does not allow what asks although it only reads, such as
+            `fetch`.
         arguments: Patterns by argument name; all must fit. They are held against what the call would act on, as its tool says
             it: a path as it is inside the workspace, a command only if no shell would read more into it. Where the tool cannot
             say, no `allow` fits, and a person is asked if a `deny` might.

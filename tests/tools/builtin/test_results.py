@@ -16,9 +16,9 @@ from tests.harness import ByteServer, reply, run_virtual, sse
 from treadle import Agent, HttpDriver, Limits, messages_from_json, messages_to_json, run_from_json, run_to_json, tool
 from treadle.tools.builtin.results import read_result
 from treadle.tools.executor import Executor
-from treadle.values.text import reference
 from treadle.values.messages import Message, ToolCall, ToolMessage
 from treadle.values.ports import CallContext
+from treadle.values.text import reference
 from treadle.wire.chat import ChatCodec
 
 FIVE_MB = "".join(f"{n:07d} {random.Random(n).random()}\n" for n in range(200_000))[:5_000_000]
@@ -113,6 +113,12 @@ class TestMistakes:
 
     def test_text_that_is_not_in_it(self) -> None:
         assert read(self.MESSAGES, ref=self.REF, find="three").content == "No line of the result has 'three'."
+
+    @pytest.mark.parametrize("find", ["\n", "\nline", "e\n", "\n\n"])
+    def test_text_with_line_ends_is_found_and_the_search_ends(self, find: str) -> None:
+        text = "line\n\nline\n" * 40
+        found = read([ToolMessage("a", "dump", "cut", full=text)], ref=reference(text), find=find).content
+        assert "lines" in found
 
     def test_many_matches_are_counted_and_some_shown(self) -> None:
         text = "needle in a line\n" * 1_000

@@ -55,7 +55,7 @@ def _matches(text: str, find: str) -> str:
         if len(found) < _MATCHES:
             start = max(line_start, at - _LINE_CHARS // 2)
             found.append(f"{start}: {text[start : min(line_end, start + _LINE_CHARS)]}")
-        at = line_end
+        at = max(line_end, at + 1)
     if not found:
         return f"No line of the result has {find[:200]!r}."
     shown = f", the first {len(found)}" if total > len(found) else ""
