@@ -571,3 +571,15 @@ def test_importing_the_decorator_loads_nothing_heavy_and_starts_nothing() -> Non
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_tool_may_name_what_is_assigned_after_it() -> None:
+    """As a tool does that calls its own agent."""
+
+    @tool
+    def again(n: int) -> int:
+        return later + n
+
+    later = 2
+    assert again(1) == 3
+    assert again.spec.name == "again"

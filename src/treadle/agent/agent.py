@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypedDict, Unpack
 
+from treadle.agent.eventloop import run_in_own_event_loop
 from treadle.agent.run import Run
 from treadle.core.loop import Loop
 from treadle.core.plan import Plan
@@ -136,7 +137,7 @@ class Agent:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.run(prompt, **settings))
+            return run_in_own_event_loop(self.run(prompt, **settings))
         raise UsageError("run_sync was called inside a running event loop", hint="Use `await agent.run(...)` there.")
 
     async def resume(

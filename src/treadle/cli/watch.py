@@ -7,10 +7,10 @@ import contextlib
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from treadle.agent.agent import Agent
+from treadle.agent.eventloop import own_event_loop
 from treadle.agent.run import Run
 from treadle.cli.exits import CANCELLED, WAITING, of_error, of_stop_reason
 from treadle.cli.interrupts import on_interrupt
@@ -26,7 +26,6 @@ from treadle.values.toolcalls import Decision, PendingCall
 __all__ = ["watch"]
 
 _PREVIEW_ROWS = 30
-_GRACE_S = 1.0
 
 
 def watch(
@@ -49,7 +48,7 @@ def watch(
         saved: Where the run is kept.
         same_options: For the command that carries it on.
     """
-    with contextlib.closing(renderer), _event_loop() as loop:
+    with contextlib.closing(renderer), own_event_loop() as loop:
         while True:
             segment = _Segment(begin, renderer, holds_waiting=person is not None)
             try:
@@ -77,34 +76,6 @@ def watch(
                 segment.is_stopped = isinstance(left, KeyboardInterrupt)
                 return _ended(result, segment, saved, same_options)
             begin = functools.partial(agent.resume_stream, result, decisions)
-
-
-@contextlib.contextmanager
-def _event_loop() -> Generator[asyncio.AbstractEventLoop]:
-    """A loop for all of a run's stretches. Leaving cancels what is left in it, and waits no longer than a moment for a tool that
-    ignores that, which `asyncio.run` would do for ever."""
-    loop = asyncio.new_event_loop()
-    try:
-        yield loop
-    finally:
-        try:
-            loop.run_until_complete(_cancel_others())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            loop.set_exception_handler(_say_nothing)
-            loop.close()
-
-
-def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Of a tool that was left behind asyncio says at the end that it was."""
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    if others:
-        await asyncio.wait(others, timeout=_GRACE_S)
 
 
 class _Segment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -303,6 +304,7 @@ def _local_names(fn: Any) -> dict[str, Any]:
         if frame.f_globals is fn.__globals__ and qualname.startswith(frame.f_code.co_qualname + "."):
             names = {**frame.f_locals, **names}
         frame = frame.f_back
-    if getattr(fn, "__closure__", None):
-        names.update(inspect.getclosurevars(fn).nonlocals)
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False) if hasattr(fn, "__closure__") else ():
+        with contextlib.suppress(ValueError):  # not assigned yet, such as the agent that the tool is for
+            names[name] = cell.cell_contents
     return names

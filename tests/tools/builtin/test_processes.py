@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.errors import ToolError, UsageError
-from treadle.tools.builtin import processes
+from treadle.tools.builtin import processes, processes_family
 from treadle.tools.builtin.processes import ProcessResult, run_process
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for what is left in /proc")
@@ -434,7 +434,7 @@ def test_what_cannot_be_ended_is_told_and_holds_up_nothing(nap: str, monkeypatch
         return await run_process(f"exec sleep {nap}", timeout_s=1.5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_send", lambda pid, number: False)
+        patch.setattr(processes, "send", lambda pid, number: False)
         result = asyncio.run(main())
     left = running(nap)
     assert len(left) == 1
@@ -453,24 +453,40 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lists: list[set[int]] = []
         self.processes: dict[int, tuple[str, int, int, int, bytes | None]] = {}
+        self.users: dict[int, int] = {}  # real user numbers; root if not here
         self.looked_at: list[int] = []
-        monkeypatch.setattr(processes, "_listing", self.listing)
-        monkeypatch.setattr(processes, "_look", self.look)
-        monkeypatch.setattr(processes, "_contents", self.contents)
+        monkeypatch.setattr(processes_family.os, "getuid", lambda: 1000)
+        monkeypatch.setattr(processes_family, "listing", self.listing)
+        monkeypatch.setattr(processes_family, "look", self.look)
+        monkeypatch.setattr(processes_family, "contents", self.contents)
 
     def listing(self) -> set[tuple[str, int]]:
         listed = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
         return {(str(pid), 1000 + pid) for pid in listed}
 
-    def look(self, pid: int) -> processes._Seen | None:
+    def look(self, pid: int) -> processes_family.Seen | None:
         self.looked_at.append(pid)
         process = self.processes.get(pid)
-        return process and processes._Seen(*process[:4], started=pid)
+        return process and processes_family.Seen(*process[:4], started=pid)
 
     def contents(self, path: str) -> bytes | None:
         _, _, pid, name = path.split("/")
+        if int(pid) not in self.processes:
+            return None
+        if name == "status":
+            return b"Name:\tx\nUid:\t%d\t0\t0\t0\n" % self.users.get(int(pid), 0)
         assert name == "environ"
-        return self.processes[int(pid)][4] if int(pid) in self.processes else None
+        return self.processes[int(pid)][4]
+
+
+def find(family: processes_family.Family, *, patience_s: float = 60.0) -> dict[int, int]:
+    """All of a search."""
+    search = family.search(patience_s=patience_s, limit_s=patience_s)
+    while True:
+        try:
+            next(search)
+        except StopIteration as stop:
+            return stop.value
 
 
 FAR = b"PATH=/bin\0"
@@ -479,7 +495,7 @@ OURS = b"A=1\0TREADLE_PROCESS=outer MARK\0B=2\0"
 
 def test_what_belongs_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    family = processes._Family(10, "MARK", {("1", 1001), ("2", 1002)})
+    family = processes_family.Family(10, "MARK", {("1", 1001), ("2", 1002)})
     machine.processes = {
         2: ("S", 10, 10, 10, OURS),  # ran before
         10: ("Z", 2, 10, 10, None),  # the program, which has exited
@@ -495,7 +511,7 @@ def test_what_belongs_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
         20: ("I", 2, 0, 0, b""),  # a thread of the system
     }
     machine.lists = [{*machine.processes, 21}]
-    assert family.find() == {11: 10, 12: 12, 13: 13, 14: 14, 15: 15}
+    assert find(family) == {11: 10, 12: 12, 13: 13, 14: 14, 15: 15}
     assert not family.is_doubtful
     assert 2 not in machine.looked_at
 
@@ -503,41 +519,41 @@ def test_what_belongs_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     machine.looked_at.clear()
     for pid in (11, 14, 15):
         machine.processes[pid] = ("S", 1, 30, 30, FAR)
-    assert family.find() == {11: 30, 12: 12, 13: 13, 14: 30, 15: 30}
+    assert find(family) == {11: 30, 12: 12, 13: 13, 14: 30, 15: 30}
     assert not {17, 18, 19, 20} & set(machine.looked_at)
 
 
 def test_a_child_of_one_that_had_ended_when_it_was_looked_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    family = processes._Family(10, "MARK", {("1", 1001)})
+    family = processes_family.Family(10, "MARK", {("1", 1001)})
     machine.processes = {13: ("S", 1, 13, 13, OURS)}
     machine.lists = [{1, 11}, {1, 12}, {1, 13}]
-    assert family.find() == {13: 13}
+    assert find(family) == {13: 13}
 
 
 def test_a_number_that_is_used_again_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    family = processes._Family(10, "MARK", {("1", 1001), ("11", 5)})
+    family = processes_family.Family(10, "MARK", {("1", 1001), ("11", 5)})
     machine.processes = {11: ("S", 1, 11, 11, OURS)}
     machine.lists = [{1, 11}]
-    assert family.find() == {11: 11}
+    assert find(family) == {11: 11}
 
 
 def test_one_without_an_environment_is_looked_at_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    family = processes._Family(10, "MARK", {("1", 1001)})
+    family = processes_family.Family(10, "MARK", {("1", 1001)})
     machine.processes = {11: ("S", 1, 11, 11, b""), 12: ("S", 1, 12, 12, b"")}
     machine.lists = [{1, 11, 12}]
-    assert (family.find(), family.is_doubtful) == ({}, True)
+    assert (find(family), family.is_doubtful) == ({}, True)
     machine.processes[11] = ("S", 1, 11, 11, OURS)
-    assert (family.find(), family.is_doubtful) == ({11: 11}, True)
+    assert (find(family), family.is_doubtful) == ({11: 11}, True)
     looks = 2
     while family.is_doubtful:
-        assert family.find() == {11: 11}
+        assert find(family) == {11: 11}
         looks += 1
     assert looks == 11
     machine.looked_at.clear()
-    assert family.find() == {11: 11}
+    assert find(family) == {11: 11}
     assert machine.looked_at == [11]
 
 
@@ -636,13 +652,13 @@ def test_its_group_is_told_to_end_in_the_step_after_the_cancellation(nap: str, m
         await cancelled(task)
 
     sent: list[int] = []
-    real = processes._send
+    real = processes.send
 
     def send(pid: int, number: int) -> bool:
         sent.append(number)
         return real(pid, number)
 
-    monkeypatch.setattr(processes, "_send", send)
+    monkeypatch.setattr(processes, "send", send)
     asyncio.run(main())
 
 
@@ -740,7 +756,7 @@ def test_where_exits_cannot_be_watched_they_are_asked_for(nap: str, monkeypatch:
 
 
 def test_where_there_is_no_proc_the_group_is_ended(nap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_listing", set)
+    monkeypatch.setattr(processes, "listing", set)
     assert run("echo hi; exit 3") == ProcessResult(exit_code=3, signal=None, output="hi\n")
     assert run(f"sleep {nap} & exit 3").left_running == ("processes in the background",)
     assert gone(nap)
