@@ -287,8 +287,9 @@ def cleans_up_for(seconds: float) -> Make:
             try:
                 await world.released.wait()
             finally:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait_for(world.released.wait(), seconds)
+                with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+                    async with asyncio.timeout(seconds):  # `wait_for` makes a task of its own, up to Python 3.11
+                        await world.released.wait()
 
         return act
 
@@ -711,6 +712,7 @@ NEVER = {ASYNC: waits, PLAIN: waits_in_thread}
 THREAD = "until it returns"
 TASK = "until it ends. `asyncio.run` does not return before; `run_sync` and `treadle run` do"
 OUTLIVES = "until the program that was started ends, also when yours has ended"
+OUTLIVES_OLD_ASYNCIO = f"{OUTLIVES} (Python 3.11; from 3.12 on asyncio kills it then)"
 SHORT = {"timeout_s": 0.5}
 
 
@@ -838,7 +840,7 @@ def _processes() -> list[Row]:
         Row("waits for a program (`Popen.wait`), and the reader leaves", {PLAIN: waits_for_program}, leaves_after_s=0, ends="cancelled", alone=True,
             lasts=OUTLIVES),
         Row("waits for a program (`asyncio.create_subprocess_exec`), longer than its time", {ASYNC: awaits_program}, settings=SHORT, alone=True,
-            lasts=OUTLIVES),
+            lasts=OUTLIVES_OLD_ASYNCIO),
         Row("forks (`os.fork`) and starts a program", {PLAIN: forks}, alone=True, lasts=OUTLIVES),
         Row("forks (`os.fork`), and both return", {PLAIN: forks_and_returns}, alone=True,
             remark="In an `async def` never do that: both processes go on with the run, on the same connection and journal, and hold each other up."),
@@ -1068,7 +1070,8 @@ def alone(row: Row, form: str) -> Seen:
     exit_said = ends.get(code) if code in ends else f"the program ends with exit code {code}"
     if code == 1:
         exit_said = f"the program ends with {span(words[-1])}"
-    wrong = () if bool(outlived) == (row.lasts == OUTLIVES) else (f"{len(outlived)} programs are left when this one has ended",)
+    outlives = row.lasts == OUTLIVES or (row.lasts == OUTLIVES_OLD_ASYNCIO and sys.version_info < (3, 12))
+    wrong = () if bool(outlived) == outlives else (f"{len(outlived)} programs are left when this one has ended",)
     said_of_exit = "; ".join(filter(None, [*notes, exit_said or ""]))
     return Seen(**{**asdict(found), "exit": said_of_exit, "problems": (*found.problems, *wrong)})
 

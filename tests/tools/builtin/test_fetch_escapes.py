@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -270,6 +271,41 @@ def test_the_second_look_up_is_checked_like_the_first(connected: list[Any], name
     run_virtual(check_first())
     assert refused("http://example.com:{port}/").kind == "permission"
     assert connected == []
+
+
+@pytest.mark.parametrize(
+    ("found", "source"),
+    [
+        ("8.8.8.8", "8.8.8.8"),
+        ("2606:4700::1111", "2606:4700::1111"),
+        ("2606:4700::1111", "2606:4700::2"),
+        ("64:ff9b::808:808", "8.8.8.8"),
+        ("::ffff:8.8.8.8", "::ffff:8.8.8.8"),
+    ],
+)
+@pytest.mark.parametrize("as_literal", [True, False])
+def test_this_machine_and_its_neighbours_by_public_addresses(
+    found: str, source: str, as_literal: bool, connected: list[Any], names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_source", lambda ip, port: ipaddress.ip_address(source))
+    names["example.com"] = [[found]]
+    host = (f"[{found}]" if ":" in found else found) if as_literal else "example.com"
+    assert refused(f"http://{host}/").kind == "permission"
+    assert connected == []
+
+
+def test_a_public_address_of_this_machine_can_be_allowed() -> None:
+    ip, address = ipaddress.ip_address("8.8.8.8"), module.normal_url("http://example.com/")
+    for allowed in (module.Allowed(allow=["8.8.8.8"]), module.Allowed(allow=["example.com"]), module.Allowed(private=True)):
+        allowed.check_ip(ip, address, source=ip)
+    module.Allowed().check_ip(ip, address, source=ipaddress.ip_address("8.8.4.4"))
+    module.Allowed().check_ip(ip, address, source=ipaddress.ip_address("2606:4700::1"))
+
+
+def test_a_machine_is_its_own_source() -> None:
+    ip = ipaddress.ip_address("127.0.0.1")
+    assert module._source(ip, 80) == ip
+    assert module._source(ipaddress.ip_address("255.255.255.255"), 80) != ipaddress.ip_address("255.255.255.255")
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
