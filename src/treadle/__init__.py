@@ -90,8 +90,10 @@ if TYPE_CHECKING:
     from treadle.values.limits import Limits as Limits
     from treadle.values.limits import Timeouts as Timeouts
     from treadle.values.messages import AssistantMessage as AssistantMessage
+    from treadle.values.messages import Document as Document
     from treadle.values.messages import Image as Image
     from treadle.values.messages import Message as Message
+    from treadle.values.messages import Opaque as Opaque
     from treadle.values.messages import SystemMessage as SystemMessage
     from treadle.values.messages import Text as Text
     from treadle.values.messages import Thinking as Thinking
@@ -220,8 +222,10 @@ _EXPORTS = {
     ),
     "treadle.values.messages": (
         "AssistantMessage",
+        "Document",
         "Image",
         "Message",
+        "Opaque",
         "SystemMessage",
         "Text",
         "Thinking",

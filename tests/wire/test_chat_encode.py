@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from treadle.errors import UsageError
 from treadle.values.messages import (
     AssistantMessage,
+    Document,
     Image,
     Message,
     SystemMessage,
@@ -123,6 +124,15 @@ class TestImages:
             {"type": "text", "text": "[Images of the result of photo, a]"},
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}},
             {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}},
+        ]
+
+    def test_what_a_user_attaches_goes_before_the_text(self) -> None:
+        message = UserMessage("What is this?", (Image(b"GIF8", "image/gif"), Document(b"%PDF", "application/pdf", "a.pdf")))
+        (sent,) = json.loads(encode(ModelRequest(messages=(message,))))["messages"]
+        assert sent["content"] == [
+            {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}},
+            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}},
+            {"type": "text", "text": "What is this?"},
         ]
 
     def test_they_do_not_move_when_the_conversation_grows(self) -> None:

@@ -128,7 +128,7 @@ class _Mending:
                 self._renamed.setdefault(part.id, []).append(id)
                 if id != part.id:
                     self._note(index, f"a call had the id {part.id!r}, which is not its own; it got {id!r}")
-                    part = ToolCall(id, part.name, part.arguments)
+                    part = replace(part, id=id)
             content.append(part)
         return AssistantMessage(tuple(content))
 

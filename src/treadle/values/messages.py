@@ -16,8 +16,10 @@ from treadle.errors import HistoryError, ToolErrorKind
 
 __all__ = [
     "AssistantMessage",
+    "Document",
     "Image",
     "Message",
+    "Opaque",
     "Part",
     "SystemMessage",
     "Text",
@@ -43,40 +45,50 @@ class Thinking(Struct, frozen=True, gc=False, tag_field="type", tag="thinking", 
     Attributes:
         text: The reasoning itself.
         source: Where the server put it, so that it can go back the same way: `reasoning_content`, `reasoning`
-            (fields of the message) or `content` (between `<think>` tags, inside the text).
+            (fields of the message), `content` (between `<think>` tags, inside the text) or `block` (a part of its own).
         raw: For `content`: the exact characters, tags and surrounding blanks included.
+        signature: What the server signed it with; it goes back with it.
     """
 
     text: str
-    source: Literal["reasoning_content", "reasoning", "content"] = "reasoning_content"
+    source: Literal["reasoning_content", "reasoning", "content", "block"] = "reasoning_content"
     raw: str | None = None
+    signature: str | None = None
 
 
-class ToolCall(Struct, frozen=True, gc=False, tag_field="type", tag="tool_call"):
+class ToolCall(Struct, frozen=True, gc=False, tag_field="type", tag="tool_call", omit_defaults=True):
     """A call the model asked for.
 
     Attributes:
         id: The server's id, or one we made when it sent none or sent one twice in a turn.
         name: The tool's name as the model wrote it.
         arguments: The arguments exactly as the model wrote them; may not be valid JSON.
+        signature: What the server signed the call with; it goes back with it.
     """
 
     id: str
     name: str
     arguments: str
+    signature: str | None = None
 
 
-Part: TypeAlias = Text | Thinking | ToolCall
+class Opaque(Struct, frozen=True, gc=False, tag_field="type", tag="opaque"):
+    """A part that only the server that sent it can read, such as redacted reasoning. It goes back to that format as it came.
+
+    Attributes:
+        format: The wire format it belongs to: `anthropic`, `responses`, `gemini`.
+        data: The part as JSON.
+    """
+
+    format: str
+    data: str
+
+
+Part: TypeAlias = Text | Thinking | ToolCall | Opaque
 
 
 class SystemMessage(Struct, frozen=True, gc=False, tag_field="role", tag="system"):
     """Instructions inside a history. An agent's own instructions are not part of its messages."""
-
-    content: str
-
-
-class UserMessage(Struct, frozen=True, gc=False, tag_field="role", tag="user"):
-    """What the user said."""
 
     content: str
 
@@ -114,6 +126,33 @@ class Image(Struct, frozen=True, gc=False, tag_field="type", tag="image"):
 
     def __repr__(self) -> str:
         return f"Image({len(self.data):,} bytes, {self.media_type!r})"
+
+
+class Document(Struct, frozen=True, gc=False, tag_field="type", tag="document", omit_defaults=True):
+    """A file for the model to read, such as a PDF. In JSON the bytes are base64.
+
+    Attributes:
+        media_type: Such as `application/pdf`.
+        name: The file's name, if it matters.
+    """
+
+    data: bytes
+    media_type: str
+    name: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Document({self.name or ''!r}, {len(self.data):,} bytes, {self.media_type!r})"
+
+
+class UserMessage(Struct, frozen=True, gc=False, tag_field="role", tag="user", omit_defaults=True):
+    """What the user said.
+
+    Attributes:
+        attachments: What came with it. It is sent before the text, in this order.
+    """
+
+    content: str
+    attachments: tuple[Image | Document, ...] = ()
 
 
 class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", omit_defaults=True):

@@ -30,6 +30,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         max_tokens: The server's own bound on output tokens of one turn.
         stop: Texts that end the turn.
+        reasoning: How hard to think; None: the server decides.
         tool_choice: `auto`, `none`, `required`, or a tool's name. Some servers ignore it.
         extra_body: Fields added to the request's JSON as they are.
         extra_headers: Headers added to the request.
@@ -40,6 +41,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    reasoning: Literal["off", "low", "medium", "high"] | None = None
     tool_choice: str | None = None
     extra_body: dict[str, Any] = {}
     extra_headers: dict[str, str] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from treadle.errors import UsageError
-from treadle.values.messages import AssistantMessage, Message, SystemMessage, Thinking, ToolMessage
+from treadle.values.messages import AssistantMessage, Document, Image, Message, SystemMessage, Thinking, ToolMessage, UserMessage
 from treadle.values.request import ModelRequest, Options
 from treadle.wire.dialects import Dialect
 
@@ -119,7 +119,17 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         if message.note:
             content += f"\n[{message.note}]"
         return {"role": "tool", "tool_call_id": message.call_id, "content": content}
+    if isinstance(message, UserMessage) and message.attachments:
+        parts = [_attachment(each) for each in message.attachments]
+        return {"role": "user", "content": [*parts, {"type": "text", "text": message.content}]}
     return {"role": message.__struct_config__.tag, "content": message.content}
+
+
+def _attachment(attached: Image | Document) -> dict[str, Any]:
+    url = f"data:{attached.media_type};base64,{base64.b64encode(attached.data).decode()}"
+    if isinstance(attached, Image):
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "file", "file": {"filename": attached.name or "document", "file_data": url}}
 
 
 def _images(message: ToolMessage) -> list[dict[str, Any]]:
@@ -127,10 +137,7 @@ def _images(message: ToolMessage) -> list[dict[str, Any]]:
     if not message.images:
         return []
     parts: list[dict[str, Any]] = [{"type": "text", "text": f"[Images of the result of {message.name}, {message.call_id}]"}]
-    for image in message.images:
-        url = f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    return parts
+    return parts + [_attachment(image) for image in message.images]
 
 
 def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
