@@ -19,18 +19,18 @@ import re
 import socket
 import threading
 import time
-import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from msgspec import Struct
 
 from treadle.errors import ToolError, ToolErrorKind, UsageError
-from treadle.tools.builtin.fetch_address import Address, Allowed, normal_url
-from treadle.tools.builtin.fetch_text import clean, decoded, import_parser, read_html
+from treadle.tools.builtin.fetch_address import Address, Allowed, IPAddress, normal_url
+from treadle.tools.builtin.fetch_answer import Answer, Inflater, Part, is_text, known_type, snippet, written
+from treadle.tools.builtin.fetch_text import import_parser
 from treadle.tools.function import FunctionTool
 from treadle.tools.threads import run_in_thread
 
@@ -42,14 +42,11 @@ __all__ = ["fetch_tool"]
 _USER_AGENT = "treadle/0.1"
 _ACCEPT = "text/markdown, text/html;q=0.9, application/xhtml+xml;q=0.9, text/plain;q=0.8, */*;q=0.5"
 _MAX_REDIRECTS = 5
-_MAX_CHARS = 1_000_000  # of what is made of a page; the run shows a model less, and keeps the rest
 _ERROR_BODY_BYTES = 32_768
 _ERROR_BODY_S = 3.0
-_SNIPPET_CHARS = 300
+_PIECE_BYTES = 16_384
 _LATE_S = 5.0  # by which the run's own timeout comes after ours, which has better words
 
-_TEXT = re.compile(r"text/.+|.+/(?:.+\+)?(?:json|xml|yaml)|application/(?:(?:x-)?(?:javascript|ndjson|sh|toml|x?yaml)|jsonl|sql)")
-_HTML = ("text/html", "application/xhtml+xml")
 _KINDS: dict[int, ToolErrorKind] = {
     401: "permission", 403: "permission", 404: "not_found", 407: "permission", 408: "network", 410: "not_found", 425: "network",
     429: "rate_limited", 451: "permission",
@@ -62,8 +59,6 @@ _ADVICE: dict[ToolErrorKind, str] = {
     "invalid_input": "The site does not accept this request; check the URL.",
 }
 
-Part = Literal["main", "page", "source"]
-
 
 class _Settings(Struct, frozen=True, kw_only=True):
     allowed: Allowed
@@ -71,18 +66,6 @@ class _Settings(Struct, frozen=True, kw_only=True):
     max_bytes: int
     cross_site: bool
     user_agent: str
-
-
-class _Answer(Struct, frozen=True, kw_only=True):
-    """What came back. `body` is None if it is no text and was not read; `moved_to` is a redirect that was not followed."""
-
-    address: Address
-    status: int
-    media_type: str
-    charset: str | None = None
-    body: bytes | None = None
-    size: int | None = None
-    moved_to: Address | None = None
 
 
 def fetch_tool(
@@ -97,8 +80,13 @@ def fetch_tool(
     """The tool `fetch`: one GET of a public web page or text file, HTML as Markdown.
 
     It asks for approval: a URL can carry out what the model knows. Its `subjects` are `url`, in normal form, and `host`, so a rule
-    can say `Rule(tool="fetch", arguments={"host": "docs.python.org"}, action="allow")`. In a pattern for `url`, end the host with
-    `/`: `https://docs.python.org*` fits any host that begins so.
+    can say `Rule(tool="fetch", arguments={"host": "docs.python.org"}, action="allow")`. Name sites by `host`, also with `*`
+    (`*.python.org`). A pattern for `url` is for one whole host with a path, such as `https://docs.python.org/3/*`: a `*` in the host
+    also fits what has a path like a host (`https://*.python.org/*` fits `https://evil.example/x.python.org/`), and
+    `https://docs.python.org*` fits any host that begins so.
+
+    Not public are private networks and this machine, by whichever address, and with IPv6 also whatever is on the same network (the
+    same 64 bits). Not known are neighbours with a public IPv4 address, and the outer address of a router.
 
     Ports are 80, 443 and those from 1024 on. `robots.txt` is not read: it is for crawlers.
 
@@ -173,14 +161,14 @@ async def _fetch(address: Address, part: Part, settings: _Settings) -> str:
         async with asyncio.timeout(settings.timeout_s):
             answer = await _get(address, settings)
             doing = f"the page from {answer.address.host} could not be made into text"
-            return await run_in_thread(partial(_written, address, answer, part, stop))
+            return await run_in_thread(partial(written, address, answer, part, stop))
     except TimeoutError:
         raise ToolError(f"{doing} within {settings.timeout_s:g} s. Try again later, or another source.", kind="timeout") from None
     finally:
         stop.set()
 
 
-async def _get(address: Address, settings: _Settings) -> _Answer:
+async def _get(address: Address, settings: _Settings) -> Answer:
     """The answer at the end of the redirects.
 
     Raises:
@@ -194,7 +182,7 @@ async def _get(address: Address, settings: _Settings) -> _Answer:
             if target is None:
                 return await _received(address, response, settings)
             if not (settings.cross_site or target.same_site(address)):
-                return _Answer(address=address, status=response.status, media_type="", moved_to=target)
+                return Answer(address=address, status=response.status, media_type="", moved_to=target)
         if target.url in visited or len(visited) > _MAX_REDIRECTS:
             raise ToolError(
                 f"{address.host} redirected in a circle or more than {_MAX_REDIRECTS} times. Try another URL of that site.",
@@ -333,10 +321,21 @@ class _Gate:
             self.refused = ToolError(f"{self.address.host} leads to no IP address. Nothing was sent.", kind="permission")
             raise self.refused from None
         try:
-            self._allowed.check_ip(ip, self.address)
+            self._allowed.check_ip(ip, self.address, source=_source(ip, port))
         except ToolError as error:
             self.refused = error
             raise
+
+
+def _source(ip: IPAddress, port: int) -> IPAddress | None:
+    """The address of this machine that packets for another one leave from; None if there is no way. Nothing is sent."""
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(ip), port))
+            return ipaddress.ip_address(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return None
 
 
 async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
@@ -377,34 +376,35 @@ def _translate(error: Exception, gate: _Gate) -> NoReturn:
 # One answer
 
 
-async def _received(address: Address, response: aiohttp.ClientResponse, settings: _Settings) -> _Answer:
+async def _received(address: Address, response: aiohttp.ClientResponse, settings: _Settings) -> Answer:
     """The answer with its body, if that is text.
 
     Raises:
         ToolError: The status says that it failed; or the body is too large, or broken.
     """
     said_type = "Content-Type" in response.headers
-    media_type = response.content_type.lower() if said_type else ""
+    media_type = known_type(response.content_type) if said_type else ""
     charset = response.charset if said_type else None
     if not 200 <= response.status < 300:
         body = await _first_bytes(response)
-        snippet = await run_in_thread(partial(_snippet, body, media_type, charset))
-        raise _failed(address, response, snippet)
+        raise _failed(address, response, await run_in_thread(partial(snippet, body, media_type, charset)))
     size = response.content_length
-    if media_type not in ("", "application/octet-stream") and not _TEXT.fullmatch(media_type):
-        return _Answer(address=address, status=response.status, media_type=media_type, size=size)
+    if media_type not in ("", "application/octet-stream") and not is_text(media_type):
+        return Answer(address=address, status=response.status, media_type=media_type, size=size)
     if size is not None and size > settings.max_bytes:
         raise _too_large(address, settings)
     body = bytearray()
-    inflate = _Inflater(address, response.headers.get("Content-Encoding", ""))
+    inflate = Inflater(address, response.headers.get("Content-Encoding", ""))
     received = 0
     while data := await response.content.readany():
         received += len(data)
-        body += inflate.feed(data, settings.max_bytes + 1 - len(body))
+        for start in range(0, len(data), _PIECE_BYTES):
+            body += inflate.feed(data[start : start + _PIECE_BYTES], settings.max_bytes + 1 - len(body))
+            await asyncio.sleep(0)  # reading what has come already does not let others run
         if max(received, len(body)) > settings.max_bytes:
             raise _too_large(address, settings)
     inflate.close()
-    return _Answer(
+    return Answer(
         address=address, status=response.status, media_type=media_type, charset=charset, body=bytes(body), size=len(body)
     )
 
@@ -416,58 +416,10 @@ async def _first_bytes(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     with suppress(aiohttp.ClientError, OSError, ValueError, ToolError):
         async with asyncio.timeout(_ERROR_BODY_S):
-            inflate = _Inflater(None, response.headers.get("Content-Encoding", ""))
+            inflate = Inflater(None, response.headers.get("Content-Encoding", ""))
             while len(body) < _ERROR_BODY_BYTES and (data := await response.content.readany()):
                 body += inflate.feed(data, _ERROR_BODY_BYTES - len(body))
     return bytes(body)
-
-
-class _Inflater:
-    """Undoes a body's compression, piece by piece and never by more than there is room for.
-
-    Raises:
-        ToolError: From the constructor for a compression that was not asked for, else for data that is broken.
-    """
-
-    def __init__(self, address: Address | None, encoding: str) -> None:
-        self._host = "the server" if address is None else address.host
-        self._encoding = encoding.strip().lower().removeprefix("x-")
-        if self._encoding not in ("", "identity", "gzip", "deflate"):
-            raise ToolError(f"{self._host} sent a compression that was not asked for. Try another source.", kind="network")
-        self._stream: Any = None
-        self._ended = False
-
-    def feed(self, data: bytes, room: int) -> bytes:
-        """What these bytes amount to, cut after `room` bytes."""
-        if self._encoding in ("", "identity"):
-            return data[:room]
-        out = bytearray()
-        try:
-            while data and len(out) < room and not self._ended:
-                if self._stream is None:
-                    self._stream = zlib.decompressobj(self._window(data))
-                out += self._stream.decompress(data, room - len(out))
-                if self._stream.eof:
-                    data, self._stream = self._stream.unused_data, None
-                    # A gzip body may have further parts; anything else behind the end is padding.
-                    self._ended = self._encoding == "deflate" or (data != b"" and data[0] != 0x1F)
-                else:
-                    data = self._stream.unconsumed_tail
-        except zlib.error:
-            raise self._broken() from None
-        return bytes(out)
-
-    def close(self) -> None:
-        if self._stream is not None:
-            raise self._broken()
-
-    def _window(self, data: bytes) -> int:
-        if self._encoding == "gzip":
-            return 16 + zlib.MAX_WBITS
-        return zlib.MAX_WBITS if data[0] & 0x0F == 8 else -zlib.MAX_WBITS  # some servers leave zlib's header away
-
-    def _broken(self) -> ToolError:
-        return ToolError(f"{self._host} sent compressed data that is broken or incomplete. Try again later.", kind="network")
 
 
 def _too_large(address: Address, settings: _Settings) -> ToolError:
@@ -477,10 +429,10 @@ def _too_large(address: Address, settings: _Settings) -> ToolError:
     )
 
 
-def _failed(address: Address, response: aiohttp.ClientResponse, snippet: str) -> ToolError:
+def _failed(address: Address, response: aiohttp.ClientResponse, text: str) -> ToolError:
     status = response.status
     kind: ToolErrorKind = _KINDS.get(status, "invalid_input" if 400 <= status < 500 else "network")
-    said = f' It says: "{snippet}"' if snippet else ""
+    said = f' It says: "{text}"' if text else ""
     retry_after_s = _retry_after_s(response) if kind in ("rate_limited", "network") else None
     return ToolError(f"{address.url} answered {status}. {_ADVICE[kind]}{said}", kind=kind, retry_after_s=retry_after_s)
 
@@ -500,69 +452,3 @@ def _seconds(date: str) -> float | None:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-# What the model reads. In a thread.
-
-
-def _written(asked: Address, answer: _Answer, part: Part, stop: threading.Event) -> str:
-    head = [f"URL: {answer.address.url}"]
-    if asked.url != answer.address.url:
-        head.append(f"Redirected from: {asked.url}")
-    if answer.moved_to is not None:
-        head.append(f"Status: {answer.status}, a redirect to another site, which was not followed")
-        return "\n".join([*head, f"Redirects to: {answer.moved_to.url}", "", "To read it, call fetch with that URL."])
-    size = "size unknown" if answer.size is None else f"{answer.size:,} bytes"
-    media_type = answer.media_type or "type unknown"
-    head.append(f"Status: {answer.status}, {media_type}, {size}")
-    if answer.body is None or _is_binary(answer):
-        return "\n".join([*head, "", f"This is no text ({media_type}, {size}), so there is nothing to read here."])
-    is_html = answer.media_type in _HTML or (not answer.media_type and _looks_like_html(answer.body))
-    text = decoded(answer.body, answer.charset, is_html=is_html)
-    if is_html and part != "source":
-        page = read_html(text, url=answer.address.url, main_only=part == "main", max_chars=_MAX_CHARS, stop=stop)
-        text = page.text or "(No text. Scripts, which may fill this page, are not run.)"
-        if page.title:
-            head.append(f"Title: {page.title}")
-        if page.is_part:
-            head.append('Shown: the main part (part="page" has the rest)')
-        if page.is_cut:
-            text += "\n\n(The rest of the page is too long or too deeply nested, and is left out.)"
-    elif len(text) > _MAX_CHARS:
-        text = f"{text[:_MAX_CHARS]}\n\n(The rest, {len(text) - _MAX_CHARS:,} characters, is left out.)"
-    return clean("\n".join([*head, "", text or "(empty)"]))
-
-
-def _is_binary(answer: _Answer) -> bool:
-    """A body that nothing says to be text, or wrongly so."""
-    body = answer.body or b""
-    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or (answer.charset or "").lower().startswith("utf-16"):
-        return False
-    if b"\0" in body[:4_096]:
-        return True
-    if answer.media_type not in ("", "application/octet-stream"):
-        return False
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def _looks_like_html(body: bytes) -> bool:
-    return (
-        re.match(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", body[:2_000], re.IGNORECASE | re.DOTALL)
-        is not None
-    )
-
-
-def _snippet(body: bytes, media_type: str, charset: str | None) -> str:
-    """What the page of an error says, in one short line."""
-    if media_type not in _HTML and not _TEXT.fullmatch(media_type):
-        return ""
-    text = decoded(body, charset, is_html=media_type in _HTML)
-    if media_type in _HTML:
-        page = read_html(text, url="", main_only=True, max_chars=10 * _SNIPPET_CHARS, stop=threading.Event())
-        text = page.text or page.title
-    line = " ".join(clean(text).split())
-    return line if len(line) <= _SNIPPET_CHARS else f"{line[:_SNIPPET_CHARS]}..."

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn, TypeAlias
-from urllib.parse import urljoin
+from urllib.parse import unquote_to_bytes, urljoin
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_URL_CHARS = 8_000
+_MAX_ENCODINGS = 6
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")  # an underscore is no host name by the book, and hosts have it
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this makes the whole an IPv4 address: URL standard, section 3.5
@@ -155,19 +156,30 @@ def _host(text: str) -> str:
 def _path(text: str) -> str:
     """The path with each character escaped as it must be and no more, and without `.` and `..`: RFC 3986, section 6.2.2."""
     path = _escaped(text, _AS_THEY_ARE)
-    decoded = re.sub("%(2F|5C)", "/", path)
-    if decoded != path and ".." in decoded.split("/"):  # harmless to us, and a way around a rule to some servers
-        _refuse("the path goes up through an encoded slash", "Write the path without `..`.")
     kept: list[str] = []
     segments = path.split("/")[1:]
     for segment in segments:
         if segment == "..":
             del kept[-1:]
         elif segment != ".":
+            _check_part(segment)
             kept.append(segment)
     if segments and segments[-1] in (".", ".."):
         kept.append("")
     return "/" + "/".join(kept)
+
+
+def _check_part(segment: str) -> None:
+    """Refuse a part of a path that some servers read as `..`: `..;x`, `..%00`, `%252e%252e`, `x%2f..`. A way around a rule."""
+    data = segment.encode()
+    for _ in range(_MAX_ENCODINGS):
+        if any(part.startswith(b"..") for part in re.split(rb"[/\\]", data)):
+            _refuse("a part of the path begins with `..`, plain or encoded", "Write the path without `..`.")
+        plain = unquote_to_bytes(data)
+        if plain == data:
+            return
+        data = plain
+    _refuse("a part of the path is percent-encoded again and again", "Write it encoded once.")
 
 
 def _escaped(text: str, as_they_are: frozenset[str]) -> str:
@@ -227,13 +239,16 @@ class Allowed:
         if address.ip is not None:
             self.check_ip(address.ip, address)
 
-    def check_ip(self, ip: IPAddress, address: Address) -> None:
+    def check_ip(self, ip: IPAddress, address: Address, *, source: IPAddress | None = None) -> None:
         """Look at an IP address that is about to be connected to, on behalf of `address`.
+
+        Args:
+            source: This machine's address on the way there, if known. Itself and its neighbours may have public addresses too.
 
         Raises:
             ToolError: It may not be. Kind `permission`.
         """
-        if not self._may_contact(ip, address):
+        if not self._may_contact(ip, address, source):
             leads = "is" if address.ip is not None else "leads to"
             raise ToolError(
                 f"{address.host} {leads} a private, local or reserved address, which may not be contacted. "
@@ -242,7 +257,7 @@ class Allowed:
                 kind="permission",
             )
 
-    def _may_contact(self, ip: IPAddress, address: Address) -> bool:
+    def _may_contact(self, ip: IPAddress, address: Address, source: IPAddress | None) -> bool:
         if getattr(ip, "scope_id", None) is not None:
             return False
         ip = _unwrapped(ip)
@@ -255,7 +270,16 @@ class Allowed:
             may_be_private = may_be_private or entry.host == address.host
         if any(_is_in(ip, network) for network in _METADATA):
             return False
-        return _is_public(ip) or (may_be_private and any(_is_in(ip, network) for network in _PRIVATE))
+        if _is_public(ip):
+            return may_be_private or source is None or not _is_near(ip, _unwrapped(source))
+        return may_be_private and any(_is_in(ip, network) for network in _PRIVATE)
+
+
+def _is_near(ip: IPAddress, source: IPAddress) -> bool:
+    """This machine itself, or with IPv6 a neighbour: networks there have 64 bits (RFC 4291, section 2.5.1)."""
+    if ip.version == source.version == 6:
+        return int(ip) >> 64 == int(source) >> 64
+    return ip == source
 
 
 def _is_public(ip: IPAddress) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,9 +21,10 @@ from treadle.errors import MissingExtra
 
 __all__ = ["Page", "clean", "decoded", "import_parser", "read_html"]
 
-_PIECE = 16_384  # characters parsed between two looks at whether anyone still waits
+_PIECE = 16_384  # characters or bytes that are worked on before other threads, and whoever says to stop, have their turn
 _MAX_DEPTH = 1_000  # each end tag is looked for among all open ones; a browser stops at 512
 _MAX_LINK_CHARS = 2_000  # a long <base> would else be repeated by every short link
+_MAX_LINK_PARTS = 100  # each of them costs time for every link
 _MAX_INDENT = 8  # and a deep list or quote by every line
 _CELL_CHARS = 200  # a table's cell with more is a part of a page's layout
 _MIN_MAIN_CHARS = 200  # a main part with less is one that a script fills
@@ -49,19 +51,21 @@ _META_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{1
 _INVISIBLE = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0xE0000, 0xE0080)))
 
 # By Python's names. ASCII and Latin-1 mean windows-1252 on the web, and shorter Chinese and Korean sets their longer forms
-# (Encoding Standard, section 4.2). What is not here (`utf-7`, `rot13`, `idna`) is no character set that pages are written in.
+# (Encoding Standard, section 4.2). UTF-16 without a mark is little-endian there. What is not here (`utf-7`, `rot13`, `idna`) is no
+# character set that pages are written in.
 _CHARSETS = {
     "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949",
-    "shift_jis": "cp932", "tis-620": "cp874",
+    "shift_jis": "cp932", "tis-620": "cp874", "utf-16": "utf-16-le",
 } | {
     name: name
     for name in (
         "big5", "big5hkscs", "cp866", "cp874", "cp932", "cp949", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256",
         "cp1257", "cp1258", "euc_jp", "gb18030", "iso2022_jp", "iso8859-2", "iso8859-3", "iso8859-4", "iso8859-5", "iso8859-6",
         "iso8859-7", "iso8859-8", "iso8859-10", "iso8859-13", "iso8859-14", "iso8859-15", "iso8859-16", "koi8-r", "koi8-u",
-        "mac-roman", "mac-cyrillic", "utf-8", "utf-16", "utf-16-le", "utf-16-be",
+        "mac-roman", "mac-cyrillic", "utf-8", "utf-16-le", "utf-16-be",
     )
 }  # fmt: skip
+_ONE_BYTE = ("cp12", "cp8", "iso8859", "koi8", "mac")  # a character is a byte
 
 
 def decoded(body: bytes, charset: str | None, *, is_html: bool) -> str:
@@ -71,13 +75,29 @@ def decoded(body: bytes, charset: str | None, *, is_html: bool) -> str:
     """
     for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if body.startswith(mark):
-            return body[len(mark) :].decode(name, "replace")
+            return _decoded(body[len(mark) :], name)
     found = _codec(charset) if charset else None
     if found is None and is_html and (said := _META_CHARSET.search(body, 0, 4_096)):
         found = _codec(said[1].decode("ascii", "replace"))
         if found is not None and found.startswith("utf-16"):  # it could be read, so it is not
             found = "utf-8"
-    return body.decode(found or "utf-8", "replace")
+    return _decoded(body, found or "utf-8")
+
+
+def _decoded(body: bytes, codec: str) -> str:
+    """In pieces, with a moment for other threads after each: they wait while one is decoded."""
+    decoder = codecs.getincrementaldecoder(codec)("replace")
+    # To replace each character by itself takes 0.5 s for five megabytes of what is no text; a table that says so takes 0.02 s.
+    table = bytes(range(256)).decode(codec, "replace") if codec.startswith(_ONE_BYTE) else None
+    pieces: list[str] = []
+    for start in range(0, len(body), _PIECE):
+        piece = body[start : start + _PIECE]
+        if table is None:
+            pieces.append(decoder.decode(piece))
+        else:  # the table may be a text too, which the type stubs do not know
+            pieces.append(codecs.charmap_decode(piece, "strict", table)[0])  # pyright: ignore[reportArgumentType]
+        time.sleep(0)
+    return "".join([*pieces, decoder.decode(b"", True)])
 
 
 def _codec(charset: str) -> str | None:
@@ -89,7 +109,8 @@ def _codec(charset: str) -> str | None:
 
 def clean(text: str) -> str:
     """The text without characters that show nothing, and with `\\n` as its only line end."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").translate(_INVISIBLE)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join([text[start : start + _PIECE].translate(_INVISIBLE) for start in range(0, len(text), _PIECE)])
 
 
 def import_parser() -> Any:
@@ -322,7 +343,7 @@ class _Markdown:
     def _absolute(self, href: str) -> str:
         """The link's address if it is another page's, and short enough to be written out; else nothing."""
         href = href.strip() if len(href) <= _MAX_LINK_CHARS else ""
-        if not href or href.startswith("#"):
+        if not href or href.startswith("#") or href.count("/") + self._base.count("/") > _MAX_LINK_PARTS:
             return ""
         try:
             url = urljoin(self._base, href)

@@ -5,8 +5,12 @@ program and all that it started are gone afterwards:
 
 - It runs in a session of its own. What is left is told to end (SIGTERM), has a quarter of a second to do so, then is killed.
 - On Linux also what has left that session (`setsid`, daemons): it is found in `/proc`, by its parents or by a variable that the
-  program's environment is marked with. What can hide: a process that has left it, and cleared or overwritten its environment,
-  and whose parent has ended before either was seen.
+  program's environment is marked with (`processes_family.py`). What starts another and ends, again and again, is run after for up
+  to two seconds. What can hide: a process that has left the session, whose parent has ended before either was seen, and that has
+  cleared or overwritten its environment, or does not let it be read (`ssh-agent`; `PR_SET_DUMPABLE`), unless this is root. The
+  latter is told in `not_ended`, not ended: it may be somebody else's.
+- A server that runs already and is only asked to start something starts it as its own: `tmux`, `systemd-run --user`, `at`, `crontab`.
+  Nothing shows who asked, so that is neither ended nor told.
 - On macOS what has left the process group is not found. Windows has another way (`taskkill /T /F`), and nobody has tried it yet.
 - What another user owns (`sudo`) or another machine or container runs (`ssh`, `docker run -d`) is out of reach. The first is told.
 - If this program is killed itself, or ends on a SIGTERM that it does not handle, nobody is left to end what it was running.
@@ -31,23 +35,29 @@ import uuid
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, TypeAlias
 
 from msgspec import Struct
 
 from treadle.errors import ToolError, UsageError
+from treadle.tools.builtin.processes_family import Family, is_running, listing, names, send
 from treadle.tools.threads import run_in_thread
 
 __all__ = ["ProcessResult", "run_process"]
 
 _GRACE_S = 0.25  # from SIGTERM to SIGKILL. With the next one it is less than a cancelled tool has before it is left behind
 _DYING_S = 0.1  # from SIGKILL until the system has taken the process down
+_PATIENCE_S = 0.05  # with processes that come and go too fast to be looked at, which are somebody else's as a rule
+_CHASE_PATIENCE_S = 0.25
+_CHASE_S = 2.0  # for a program that starts another and ends, again and again
+_LAST_CHASE_S = 0.05
 _LINGER_S = 0.2  # from the program's exit, for what it left running to print its last words and close the output
 _POLL_S = 0.02
 _DOUBT_S = 0.005
 _CHUNK_BYTES = 65_536  # what a pipe holds
 _MARKER = "TREADLE_PROCESS"
-_NAMES = 20
+
+_Then: TypeAlias = Callable[[int, int], object]
 
 
 class ProcessResult(Struct, frozen=True, kw_only=True):
@@ -61,7 +71,8 @@ class ProcessResult(Struct, frozen=True, kw_only=True):
         left_out_bytes: How much of the output is missing in the middle.
         timed_out: Its time was up, so it was ended, with everything it had started.
         left_running: Command lines of what still ran when the program had exited. It was ended.
-        not_ended: Command lines of what could not be ended, because it is another user's or stuck in the system.
+        not_ended: Command lines of what could not be ended, because it is another user's or stuck in the system; and of what may
+            still run of it, because it hides whose it is.
     """
 
     exit_code: int | None
@@ -85,9 +96,10 @@ async def run_process(
 ) -> ProcessResult:
     """Run a program to its end. See the module for what is left of it: nothing.
 
-    A cancellation tells everything to end at once, and takes at most 0.4 s; a second one takes some milliseconds. The event loop
-    may run in any thread. It is held up while the program starts and while `/proc` is read: for two milliseconds in all, or five
-    on a machine with a thousand processes.
+    A cancellation tells everything to end at once, and takes at most 0.4 s, or two more for a program that keeps starting others. A
+    second one kills what it finds at once. The event loop may run in any thread. It is held up while the program starts and
+    later, for some milliseconds at a time, however many processes there are. Only a second cancellation, or
+    closing the coroutine, holds it up for all of its search: 0.1 s for three thousand processes.
 
     Args:
         command: A list is a program and its arguments. A text is a script for `sh -c`.
@@ -110,9 +122,9 @@ async def run_process(
     mark = uuid.uuid4().hex
     outer = os.environ.get(_MARKER)  # whoever runs us has to find our programs too
     marked = {**(os.environ if env is None else env), _MARKER: f"{outer} {mark}" if outer else mark}
-    before = _listing()
+    before = listing()
     popen, read_end = _start(command, cwd, marked, stdin)
-    process = _Process(popen, read_end, _Family(popen.pid, mark, before), _Output(max_output_bytes), on_output)
+    process = _Process(popen, read_end, Family(popen.pid, mark, before), _Output(max_output_bytes), on_output)
     try:
         process.watch()
         try:
@@ -124,7 +136,7 @@ async def run_process(
         process.read_rest()
     finally:
         process.close()
-    return process.result()
+    return await process.result()
 
 
 def _start(
@@ -210,7 +222,7 @@ class _Process:
         self,
         popen: subprocess.Popen[bytes],
         read_end: int,
-        family: _Family,
+        family: Family,
         output: _Output,
         on_output: Callable[[str], object] | None,
     ) -> None:
@@ -231,6 +243,7 @@ class _Process:
         self._pidfd: int | None = None
         self._is_over = False  # by itself, and not because it was ended
         self._is_ended = False
+        self._has_fled = False  # to the end, others of it were found
         self._status_is_known = True
         self._timed_out = False
         self._left_running: tuple[str, ...] = ()
@@ -266,25 +279,26 @@ class _Process:
 
     async def end(self) -> None:
         """Tell everything that is left to end, and kill what has not after the grace. Output is read meanwhile."""
-        found = self._find()
+        found = await self._searched(patience_s=_PATIENCE_S)
         while not found and self._family.is_doubtful:
             await asyncio.sleep(_DOUBT_S)
-            found = self._find()
+            found = await self._searched(patience_s=_PATIENCE_S)
         if self._is_over:
-            self._left_running = _names(found)
-        if not found:  # so there is nobody to start anything
-            self._is_ended = True
-            return
-        self._send(signal.SIGTERM, found)
-        left, until = list(found), self._loop.time() + _GRACE_S
-        while left and self._loop.time() < until:
-            await asyncio.sleep(0.01)
-            left = _alive(left)
-        left, until = self._kill(), self._loop.time() + _DYING_S
-        while left and self._loop.time() < until:
-            await asyncio.sleep(0.002)
-            left = _alive(left)
-        self._not_ended = _names(left)
+            self._left_running = names(found)
+        left: list[int] = []
+        if found:
+            for _ in self._send(signal.SIGTERM, found):
+                await asyncio.sleep(0)
+            await self._wait_for(found, _GRACE_S, every_s=0.01)
+        if found or self._family.is_restless:  # else there is nobody to start anything
+            killed = await self._kill()
+            if self._is_over and killed and not found:
+                self._left_running = ("processes that kept starting others",)
+            left = await self._wait_for(killed, _DYING_S, every_s=0.002)
+            if self._family.is_restless and self._has_fled:
+                self._not_ended = ("processes that keep starting others",)
+        self._is_ended = True
+        self._not_ended += names([*left, *self._family.veiled()])
 
     def read_rest(self) -> None:
         """What was printed and not read yet. Whoever could not be ended may still be printing, so no more than any pipe holds."""
@@ -293,8 +307,9 @@ class _Process:
                 break
 
     def close(self) -> None:
-        """Kill what is left, and give everything back to the system. Waits 20 ms at most."""
-        self._kill()
+        """Kill what is left, and give everything back to the system. Waits 20 ms at most, besides the search for what is left."""
+        if not self._is_ended:
+            self._kill_at_once()
         if not self._loop.is_closed():
             for fd in self._watched:
                 self._loop.remove_reader(fd)
@@ -311,11 +326,11 @@ class _Process:
             time.sleep(0.001)
         threading.Thread(target=self._popen.wait, name=f"treadle-exit-{self._pid}", daemon=True).start()
 
-    def result(self) -> ProcessResult:
+    async def result(self) -> ProcessResult:
         if self._failure is not None:
             raise self._failure
         status = self._popen.returncode if self._status_is_known else None
-        text, left_out = self._output.text()
+        text, left_out = await self._output.text()
         return ProcessResult(
             exit_code=status if status is not None and status >= 0 else None,
             signal=-status if status is not None and status < 0 else None,
@@ -404,95 +419,125 @@ class _Process:
 
     # What it started
 
-    def _find(self) -> dict[int, int]:
+    def _search(self, then: _Then | None = None, **bounds: float) -> Generator[None, None, dict[int, int]]:
         """What runs of it: process numbers and the group of each. Where there is no `/proc`, the group as one, negative."""
         if self._family.can_be_seen:
-            return self._family.find()
+            return (yield from self._family.search(then, **bounds))
         if sys.platform == "win32":
-            return {} if self._has_exited() else {self._pid: self._pid}
-        return {-self._pid: self._pid} if _alive([-self._pid]) else {}
+            found = {} if self._has_exited() else {self._pid: self._pid}
+        else:
+            found = {-self._pid: self._pid} if is_running(-self._pid) else {}
+        if then is not None:
+            for pid, group in found.items():
+                then(pid, group)
+        return found
 
-    def _send(self, number: int, found: Mapping[int, int]) -> None:
-        """Send a signal to the group at once, so that nobody forks away from it, then to who has left the group."""
+    async def _searched(self, then: _Then | None = None, **bounds: float) -> dict[int, int]:
+        search = self._search(then, **bounds)
+        while True:
+            try:
+                next(search)
+            except StopIteration as stop:
+                return stop.value
+            await asyncio.sleep(0)
+
+    def _send(self, number: int, found: Mapping[int, int]) -> Generator[None]:
+        """Send a signal to the group at once, so that nobody forks away from it, then to who has left the group.
+
+        It pauses now and then: to wake and end thousands takes the system a while.
+        """
         if sys.platform == "win32":
             _end_tree(self._pid)
             return
         if self._pid in found.values():
-            _send(-self._pid, number)
+            send(-self._pid, number)
+        sent = 0
         for pid, group in found.items():
             if group != self._pid:
-                _send(pid, number)
+                sent += send(pid, number)
+                if sent % 64 == 63:
+                    yield
 
-    def _kill(self) -> list[int]:
+    async def _wait_for(self, pids: Collection[int], limit_s: float, *, every_s: float) -> list[int]:
+        """Wait until they have ended; those that still run after `limit_s`."""
+        left, until = list(pids), self._loop.time() + limit_s
+        looks = 0
+        while left and self._loop.time() < until:  # for one after the other: what comes behind costs no looks meanwhile
+            if not is_running(left[-1]):
+                left.pop()
+                looks += 1
+                if looks % 64 == 0:
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(every_s)
+        still: list[int] = []
+        for pid in left:
+            looks += 1
+            if looks % 64 == 0:
+                await asyncio.sleep(0)
+            if is_running(pid):
+                still.append(pid)
+        return still
+
+    async def _kill(self) -> Collection[int]:
         """Kill all that is left. Who was sent the signal cannot start anything more, so it is done when nobody new is found."""
-        killed: set[int] = set()
-        for _ in range(20):
-            if self._is_ended:
+        killed: dict[int, int] = {}
+        until = self._loop.time() + _CHASE_S
+        while True:
+            left_s = max(0.0, until - self._loop.time())
+            found = await self._searched(self._killer(), patience_s=min(_CHASE_PATIENCE_S, left_s), limit_s=left_s)
+            is_known = killed.keys() >= found.keys()
+            killed |= found
+            if (is_known and not self._family.is_restless and not self._family.is_doubtful) or self._loop.time() >= until:
                 break
-            found = self._find()
-            self._send(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL, found)
-            self._is_ended = killed.issuperset(found) and not self._family.is_doubtful
+            if self._family.is_restless and is_known:
+                break  # strangers come and go
+            if self._family.is_doubtful:
+                await asyncio.sleep(_DOUBT_S)
+        self._has_fled = not is_known
+        return killed
+
+    def _kill_at_once(self) -> None:
+        """The same, where nothing can be awaited. Holds up the event loop, so it does not run after anybody for long."""
+        found = _exhausted(self._search(patience_s=0.0))
+        for _ in self._send(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL, found):
+            pass
+        killed: set[int] = set()
+        until = time.monotonic() + _LAST_CHASE_S
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            found = _exhausted(self._search(self._killer(), patience_s=min(_DOUBT_S, left_s), limit_s=left_s))
+            is_done = killed.issuperset(found) and not self._family.is_doubtful
             killed.update(found)
+            if is_done or time.monotonic() >= until:
+                break
             if self._family.is_doubtful:
                 time.sleep(0.001)
         self._is_ended = True
-        return list(killed)
+
+    def _killer(self) -> _Then:
+        """Kills one at once; for the first that is in the program's group, the whole group, so that nobody forks away from it."""
+        is_group_told = False
+
+        def kill(pid: int, group: int) -> None:
+            nonlocal is_group_told
+            if sys.platform == "win32":
+                _end_tree(self._pid)
+                return
+            if group == self._pid and not is_group_told:
+                is_group_told = True
+                send(-self._pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
+
+        return kill
 
 
-class _Family:
-    """What runs of a program and everything it started, as `/proc` shows it.
-
-    That is: its group and its session; whoever has its mark in the environment, which stays when group, session and parents are
-    gone; who was found before, by whatever sign; and who has a parent among those. What ran before the program is none of it, and
-    is not looked at: on a machine with a thousand processes that makes the difference between one and ten milliseconds.
-
-    Attributes:
-        can_be_seen: There is a `/proc`.
-        is_doubtful: The last look met a process without any environment. It may be one that is just becoming another program, so it
-            is worth another look. After ten of those it is taken for one that really has none.
-    """
-
-    def __init__(self, leader: int, mark: str, before: set[_Entry]) -> None:
-        self._leader = leader
-        self._mark = mark.encode()
-        self._strangers = before
-        self._found: dict[int, _Seen] = {}
-        self._looks_left = 10
-        self.can_be_seen = bool(before)
-        self.is_doubtful = False
-
-    def find(self) -> dict[int, int]:
-        """Process numbers, and the group of each."""
-        found: dict[int, _Seen] = {}
-        others: dict[int, _Seen] = {}
-        entries: dict[int, _Entry] = {}
-        unclear: set[int] = set()
-        for _ in range(20):  # who was looked at too late, because it had ended, has a child that is new in the next list
-            new = _listing() - self._strangers - set(entries.values())
-            if not new:
-                break
-            for entry in new:
-                pid = int(entry[0])
-                entries[pid] = entry
-                seen = _look(pid)
-                if seen is None or seen.state in "ZX":
-                    continue
-                before = self._found.get(pid)
-                is_ours = self._leader in (seen.group, seen.session) or (before is not None and before.started == seen.started)
-                if not is_ours:
-                    environment = _contents(f"/proc/{pid}/environ")
-                    is_ours = environment is not None and self._mark in environment
-                    if environment == b"" and seen.session:  # a thread of the system has no session
-                        unclear.add(pid)
-                (found if is_ours else others)[pid] = seen
-        while children := {pid: seen for pid, seen in others.items() if seen.parent in found}:
-            found |= children
-            others = {pid: seen for pid, seen in others.items() if pid not in children}
-        self.is_doubtful = self._looks_left > 0 and not unclear.isdisjoint(others)
-        self._looks_left -= self.is_doubtful
-        self._strangers.update(entries[pid] for pid in others if not (self.is_doubtful and pid in unclear))
-        self._found = found
-        return {pid: seen.group for pid, seen in found.items()}
+def _exhausted(search: Generator[None, None, dict[int, int]]) -> dict[int, int]:
+    while True:
+        try:
+            next(search)
+        except StopIteration as stop:
+            return stop.value
 
 
 class _Output:
@@ -518,96 +563,30 @@ class _Output:
     def _cut(self) -> None:
         del self._tail[: max(0, len(self._tail) - self._tail_bytes)]
 
-    def text(self) -> tuple[str, int]:
-        """The text, and how many bytes are missing in it."""
+    async def text(self) -> tuple[str, int]:
+        """The text, and how many bytes are missing in it. Others run meanwhile: ten megabytes of what is no text take 0.4 s."""
         self._cut()
+        decode = codecs.getincrementaldecoder("utf-8")("replace")
         if self._total == len(self._head) + len(self._tail):
-            return (self._head + self._tail).decode("utf-8", "replace"), 0
+            return await _decoded(decode, self._head) + await _decoded(decode, self._tail) + decode.decode(b"", True), 0
         # A character that is cut belongs to what is missing.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        head = decoder.decode(bytes(self._head))
-        cut_off = len(decoder.getstate()[0])
+        head = await _decoded(decode, self._head)
+        cut_off = len(decode.getstate()[0])
         while cut_off < 4 and self._tail and 0x80 <= self._tail[0] < 0xC0:
             del self._tail[0]
         missing = self._total - len(self._head) - len(self._tail) + cut_off
-        return (
-            f"{head}\n[... {missing:,} of {self._total:,} bytes left out ...]\n{self._tail.decode('utf-8', 'replace')}",
-            missing,
-        )
+        decode.reset()
+        tail = await _decoded(decode, self._tail) + decode.decode(b"", True)
+        return f"{head}\n[... {missing:,} of {self._total:,} bytes left out ...]\n{tail}", missing
 
 
-_Entry: TypeAlias = tuple[str, int]
-"""A process number, and the number of its directory: a later process of the same number has another one."""
-
-
-class _Seen(NamedTuple):
-    """A process.
-
-    Attributes:
-        state: One letter; `Z` and `X` have ended.
-        started: In clock ticks since the machine was started.
-    """
-
-    state: str
-    parent: int
-    group: int
-    session: int
-    started: int
-
-
-def _listing() -> set[_Entry]:
-    """All processes; none if this system does not show them."""
-    try:
-        with os.scandir("/proc") as entries:
-            return {(entry.name, entry.inode()) for entry in entries if entry.name.isdigit()}
-    except OSError:
-        return set()
-
-
-def _look(pid: int) -> _Seen | None:
-    """A process; None if it has gone."""
-    text = _contents(f"/proc/{pid}/stat") or b""
-    fields = text[text.rfind(b")") + 2 :].split()  # its name comes before, and may hold anything
-    return _Seen(fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19])) if fields else None
-
-
-def _contents(path: str) -> bytes | None:
-    """A file of `/proc`; None if the process has gone, or is none of ours to look at."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError:
-        return None
-
-
-def _names(pids: Collection[int]) -> tuple[str, ...]:
-    names = [_name(pid) for pid in pids]
-    return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)
-
-
-def _name(pid: int) -> str:
-    """A process's command line, or what is known of it."""
-    text = (_contents(f"/proc/{pid}/cmdline") or b"")[:1_000].rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
-    text = text or ("processes in the background" if pid < 0 else f"process {pid}")
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _alive(pids: Collection[int]) -> list[int]:
-    """Those that still run. A negative number is a group."""
-    return [pid for pid in pids if (_is_running(pid) if pid > 0 else _send(pid, 0))]
-
-
-def _is_running(pid: int) -> bool:
-    seen = _look(pid)
-    return seen is not None and seen.state not in "ZX"
-
-
-def _send(pid: int, number: int) -> bool:
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):  # gone, or another user's
-        return False
-    return True
+async def _decoded(decoder: codecs.IncrementalDecoder, data: bytearray) -> str:
+    pieces: list[str] = []
+    for start in range(0, len(data), _CHUNK_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        pieces.append(decoder.decode(bytes(data[start : start + _CHUNK_BYTES])))
+    return "".join(pieces)
 
 
 def _end_tree(pid: int) -> None:

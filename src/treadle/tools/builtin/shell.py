@@ -7,17 +7,19 @@ it does not keep a program out that looks for them. What does is a container or 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from treadle.errors import ToolError, UsageError
 from treadle.tools.builtin.processes import ProcessResult, run_process
+from treadle.tools.builtin.visible import visible
 from treadle.tools.context import ToolContext
 from treadle.tools.function import FunctionTool, tool
 from treadle.values.toolcalls import ToolResult
@@ -25,6 +27,7 @@ from treadle.values.toolcalls import ToolResult
 __all__ = ["clean_environment", "plain_text", "shell_tool"]
 
 _MAX_OUTPUT_BYTES = 9_900_000  # with what is said about it less than a run keeps of a result, whose end would be lost otherwise
+_MAX_COMMAND_CHARS = 10_000  # as it is shown; a longer preview would be cut, and nobody knows what they approve
 _MARGIN_S = 10.0  # the tool's own timeout is never the first
 
 _DESCRIPTION = """\
@@ -32,8 +35,8 @@ Run a command and read what it prints (standard output and standard error togeth
 
 It starts in {workspace} but is not confined to that directory: it can read, change and delete anything the user can, and use the \
 network. A text is run by `sh -c`; a list is a program and its arguments, run without a shell. Every command begins afresh: `cd` and \
-variables do not last. There is no input and no terminal, and nobody to answer questions: use flags such as `-y`. When the command \
-exits, what it left running in the background is ended too."""
+variables do not last. There is no input and no terminal, and nobody to answer questions or to type in an editor: use flags such as \
+`-y` and `-m`. When the command exits, what it left running in the background is ended too."""
 
 _KEPT = frozenset(
     (
@@ -48,6 +51,17 @@ _SET = {
     "MANPAGER": "cat",
     "GIT_PAGER": "cat",
     "GIT_TERMINAL_PROMPT": "0",  # a password that nobody can type
+    # A text that nobody can write. Git's own two win over its settings. They fail rather than accept what is there: else a rebase
+    # would go through, or a commit get words, that nobody chose.
+    "GIT_EDITOR": "false",
+    "GIT_SEQUENCE_EDITOR": "false",
+    "EDITOR": "false",
+    "VISUAL": "false",
+    # A directory is no repository because files named HEAD, objects and refs lie in it: its `config` could make `git status` run
+    # programs. Git takes this from here since 2.38.
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.bareRepository",
+    "GIT_CONFIG_VALUE_0": "explicit",
     "PYTHONUNBUFFERED": "1",  # what a program has printed is there when it is ended, and can be watched before
 }
 
@@ -65,12 +79,13 @@ def shell_tool(
     `Rule(tool="shell", arguments={"command": "git status*"}, action="allow")`. Rules see a command only if no shell would read more
     into it than its words: a list of arguments, or a text of letters, digits, blanks and `_-./:,+@=`. Any other fits no `allow`, and
     may fit any `deny`, so a person is asked. A pattern says nothing about what a program does with its arguments, nor about other
-    ways to the same end (`/usr/bin/git` is not `git *`): deny what is careless, not what is hostile. `git *` allows `git -c core.pager=... log`, `find *` allows `find -delete`, and a repository's own settings
-    can make `git status` run programs. Allow whole commands, or none.
+    ways to the same end (`/usr/bin/git` is not `git *`): deny what is careless, not what is hostile. `git *` allows
+    `git -c core.pager=... log`, `find *` allows `find -delete`, and a repository's own settings can make `git status` run programs.
+    Allow whole commands, or none.
 
     An exit code other than 0 is no failure of the tool: `grep` that finds nothing and tests that do not pass have answered, and a
     model that looks around must not be refused its shell after three of those. The model reads the code. A command that could not be
-    started, or whose time was up, is a failure.
+    started, or whose time was up, is a failure. So is one of more than 10,000 characters, as a person would be shown it.
 
     Args:
         workspace: Where commands start.
@@ -91,8 +106,8 @@ def shell_tool(
         return min(timeout_s if asked_s is None else asked_s, max_timeout_s)
 
     def preview(command: str | list[str], timeout_s: int | None) -> str:
-        text = _visible(command if isinstance(command, str) else shlex.join(command)).replace("\n", "\n  ")
-        where = f"In {_visible(cwd)}, but not confined to it: with all your rights, for up to {limit(timeout_s):g} s"
+        text = _shown(command)
+        where = f"In {visible(cwd)}, but not confined to it: with all your rights, for up to {limit(timeout_s):g} s"
         return f"{where}{'' if isinstance(command, str) else ', without a shell'}:\n$ {text}"
 
     def subjects(command: str | list[str], timeout_s: int | None) -> dict[str, str]:
@@ -108,6 +123,7 @@ def shell_tool(
     ) -> ToolResult:
         if timeout_s is not None and timeout_s <= 0:
             raise ToolError(f"timeout_s is {timeout_s}. Pass seconds above 0.", kind="invalid_input")
+        _shown(command)  # also where nobody is asked: what may run must not depend on that
         last = ""
 
         def watch(text: str) -> None:
@@ -126,7 +142,7 @@ def shell_tool(
         )
         details = {"exit_code": result.exit_code, "signal": result.signal, "timed_out": result.timed_out}
         return ToolResult(
-            content=_report(result, limit(timeout_s)), error_kind="timeout" if result.timed_out else None, details=details
+            content=await _report(result, limit(timeout_s)), error_kind="timeout" if result.timed_out else None, details=details
         )
 
     description = _DESCRIPTION.format(workspace=cwd)
@@ -147,11 +163,13 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
     That is: where programs, the user's files and temporary files are, who the user is, language and time zone; and settings that
     keep programs from using colours, pagers and questions. No key, token or proxy is in it, unless it is in `extra`, which wins.
-    Relative directories are left out of `PATH`: with one, a file of the workspace could pass for `git`.
+    Relative directories are left out of `PATH`: with one, a file of the workspace could pass for `git`. An absolute one stays, also
+    if it is in the workspace, because that is where an activated Python environment is. So what is allowed there by a rule
+    (`pytest *`) is whatever the workspace says it is.
     """
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
-    path = kept.get("PATH", os.defpath).split(os.pathsep)
-    kept["PATH"] = os.pathsep.join(directory for directory in path if os.path.isabs(directory))
+    path = [each for each in kept.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(each)]
+    kept["PATH"] = os.pathsep.join(path) or os.defpath  # an empty one would be the current directory
     return {**kept, **_SET, **(extra or {})}
 
 
@@ -161,11 +179,30 @@ _OVERSTRUCK = re.compile(r"[^\n\x08]\x08")  # how manual pages were made bold
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+_PIECE_CHARS = 65_536
+
+
 def plain_text(text: str) -> str:
     """Printed text without what only a terminal understands: colours, titles, control characters.
 
-    Of a line that was written over again and again, as progress bars are, the last state is kept.
+    Of a line that was written over again and again, as progress bars are, the last state is kept. A line of more than 65,536
+    characters is taken as several.
     """
+    return "".join(_plain_pieces(text))
+
+
+def _plain_pieces(text: str) -> Generator[str]:
+    """The same, one after the other: for ten megabytes it takes half a second."""
+    start = 0
+    while start < len(text):
+        end = start + _PIECE_CHARS
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield _plain(text[start:end])
+        start = end
+
+
+def _plain(text: str) -> str:
     if "\x1b" in text or "\x9b" in text:
         text = _ESCAPES.sub("", text)
     if "\r" in text:
@@ -193,14 +230,32 @@ def _words(command: str | Sequence[str]) -> str | None:
     return shlex.join(words)
 
 
-def _visible(text: str) -> str:
-    """Text that cannot hide anything from whoever reads it: what does not show, or turns the line around, is written out."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+def _shown(command: str | Sequence[str]) -> str:
+    """The command as a person is shown it, with nothing hidden in it.
+
+    Raises:
+        ToolError: It is too long for that.
+    """
+    text = command if isinstance(command, str) else shlex.join(command)
+    if len(text) <= _MAX_COMMAND_CHARS:
+        text = visible(text).replace("\n", "\n  ")
+    if len(text) > _MAX_COMMAND_CHARS:
+        raise ToolError(
+            f"the command is too long to be shown to a person: over {_MAX_COMMAND_CHARS:,} characters. "
+            "Put it, or the data in it, in a file, and run that.",
+            kind="invalid_input",
+        )
+    return text
 
 
-def _report(result: ProcessResult, limit_s: float) -> str:
-    """What the model reads: the output, then how the command ended."""
-    output = plain_text(result.output).rstrip() or "(no output)"
+async def _report(result: ProcessResult, limit_s: float) -> str:
+    """What the model reads: the output, then how the command ended. Others run meanwhile."""
+    pieces: list[str] = []
+    for piece in _plain_pieces(result.output):
+        if pieces:
+            await asyncio.sleep(0)
+        pieces.append(piece)
+    output = "".join(pieces).rstrip() or "(no output)"
     ends: list[str] = []
     if result.timed_out:
         ends.append(f"timed out after {limit_s:g} s, ended with everything it had started")
