@@ -3,7 +3,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import os
 import subprocess
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 from treadle.errors import ToolError, UsageError
 from treadle.tools.builtin import files as module
+from treadle.tools.builtin import files_text
 from treadle.tools.builtin.files import file_tools
 from treadle.tools.builtin.files_diff import unified
 from treadle.tools.executor import Executor
@@ -112,6 +117,19 @@ def test_a_list_is_bounded_and_says_what_is_left_out(tmp_path_factory: pytest.Te
         assert len(lines) <= at_most + 2
 
 
+def test_a_pattern_that_could_fit_deeper_down_says_so(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join(["d"] * 25)
+    deep.mkdir(parents=True)
+    (deep / "x.py").write_text("")
+    listed = tools(tmp_path)["list_files"]
+    assert listed(pattern="*.py") == "/".join(["d"] * 25) + "/x.py (0 bytes)"
+    (tmp_path / "/".join(["e"] * 42)).mkdir(parents=True)
+    assert listed(pattern="*.rs").splitlines() == [
+        "no file like `*.rs` in `.`",
+        "[incomplete: directories go deeper than 40 levels]",
+    ]
+
+
 # read_file
 
 
@@ -119,8 +137,8 @@ def test_read_parts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\nthree\nfour")
     read = tools(tmp_path)["read_file"]
     assert read("a.txt") == read("a.txt", 1, 4) == read("a.txt", max_lines=9) == "one\ntwo\nthree\nfour"
-    assert read("a.txt", 2, 2) == "[lines 2-3 of 4; 18 characters in all]\ntwo\nthree\n"
-    assert read("a.txt", 4) == "[lines 4-4 of 4; 18 characters in all]\nfour"
+    assert read("a.txt", 2, 2) == "[lines 2-3 of 4; 18 bytes in all]\ntwo\nthree\n"
+    assert read("a.txt", 4) == "[lines 4-4 of 4; 18 bytes in all]\nfour"
     assert refused(read, "a.txt", 5).message == "`a.txt` has 4 lines, so it has no line 5."
     (tmp_path / "empty").write_text("")
     assert read("empty") == read("empty", 1, 5) == "[the file is empty]"
@@ -159,8 +177,18 @@ def test_read_names_what_is_like_a_missing_name(tmp_path: Path) -> None:
     assert "file, not a directory" in refused(read, "src/README.md/x").message
 
 
+def test_a_part_is_read_without_holding_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x\n" * 4_000_000)
+    with peak_of_memory() as peak:
+        said = tools(tmp_path)["read_file"]("a", 2, 3)
+    assert said == "[lines 2-4 of 4,000,000; 8,000,000 bytes in all]\nx\nx\nx\n"
+    assert peak[0] < 1_000_000
+    (tmp_path / "late").write_bytes(b"x\n" * 100_000 + b"\0")
+    assert "binary" in refused(tools(tmp_path)["read_file"], "late", 2, 3).message
+
+
 def test_a_large_file_is_read_in_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_FILE_BYTES", 1_000)
+    monkeypatch.setattr(files_text, "MAX_FILE_BYTES", 1_000)
     lines = [f"line {number}\n" for number in range(1, 20_001)]
     (tmp_path / "big").write_text("".join(lines))
     size = (tmp_path / "big").stat().st_size
@@ -180,7 +208,7 @@ def test_a_large_file_is_read_in_parts_only(tmp_path: Path, monkeypatch: pytest.
 @given(st.lists(st.text("ab", max_size=4), max_size=20), st.integers(1, 25), st.integers(1, 25), st.integers(1, 7))
 def test_a_passage_does_not_depend_on_blocks(lines: list[str], start: int, count: int, block: int) -> None:
     data = "\n".join(lines).encode()
-    passage = module._Passage(start, count)
+    passage = files_text.Passage(start, count)
     for at in range(0, len(data), block):
         if passage.is_whole:
             break
@@ -219,10 +247,17 @@ def test_a_preview_shows_what_would_be_written_and_writes_nothing(tmp_path: Path
     assert preview(path="./x/../new/a", content="t\n") == "--- /dev/null\n+++ b/new/a\n@@ -0,0 +1,1 @@\n+t"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "b").write_bytes(b"\0\1")
-    assert preview(path="b", content="t\n").startswith("(replaces a binary file of 2 bytes)\n--- a/b\n")
-    monkeypatch.setattr(module, "_MAX_FILE_BYTES", 10)
+    shown = preview(path="b", content="t\n")
+    assert shown.startswith("(replaces a binary file, of 2 bytes; its digest: ")
+    assert ")\n--- a/b\n+++ b/b\n@@ -0,0 +1,1 @@\n+t\n(digest of the new content: " in shown
+    (tmp_path / "b").write_bytes(b"\0\2")
+    assert preview(path="b", content="t\n") != shown
+    monkeypatch.setattr(files_text, "MAX_FILE_BYTES", 10)
     (tmp_path / "c").write_text("x" * 11)
-    assert preview(path="c", content="t\n").startswith("(replaces a file of 11 bytes, which is too large to compare)\n")
+    shown = preview(path="c", content="t\n")
+    assert shown.startswith("(replaces a file of 11 bytes, too large to compare, last written at ")
+    os.utime(tmp_path / "c", ns=(1, 1))
+    assert preview(path="c", content="t\n") != shown
     assert write("c", "t").content == "replaced c: 1 line, 1 character"
     assert "at most 10" in refused(write, "d", "x" * 11).message
 
@@ -267,6 +302,8 @@ def test_edits_that_are_refused_change_nothing(tmp_path: Path) -> None:
         error = refused(edit, "a", old, new)
         assert words in error.message
         assert error.kind == "invalid_input"
+    (tmp_path / "crlf").write_bytes(b"a\r\nb\r\n")
+    assert "the same" in refused(edit, "crlf", "a\nb", "a\r\nb").message
     (tmp_path / "many").write_text("x\n" * 50)
     assert (
         "occurs more than 10 times in `many`, at lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10." in refused(edit, "many", "x", "y").message
@@ -321,6 +358,30 @@ def test_an_edit_is_a_replace(tmp_path_factory: pytest.TempPathFactory, text: st
     else:
         refused(edit, "edited", old, new, replace_all)
         assert (root / "edited").read_bytes() == text.encode()
+
+
+def test_an_edit_that_would_be_too_long_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("e" * 5_000_000)
+    preview: Any = tools(tmp_path)["edit_file"].settings["preview"]
+    with peak_of_memory() as peak:
+        error = refused(preview, path="a", old="e", new="x" * 1_500, replace_all=True)
+        assert error.message == "`a` would have 7,500,000,000 bytes; it may have 10,000,000. Nothing was changed."
+        shown = preview(path="a", old="e", new="é", replace_all=True)
+    assert "not all of the change is shown" in shown
+    assert peak[0] < 80_000_000
+
+
+def test_a_file_that_is_not_utf8_is_not_compared_as_if_it_were(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"caf\xe9\n")
+    write = tools(tmp_path)["write_file"]
+    preview: Any = write.settings["preview"]
+    shown = preview(path="a", content="caf\\xe9\n")
+    assert shown.startswith("(replaces a file that is not all UTF-8, of 5 bytes; its digest: ")
+    assert "\n+caf\\xe9\n" in shown
+    (tmp_path / "a").write_bytes(b"caf\xe8\n")
+    assert preview(path="a", content="caf\\xe9\n") != shown
+    (tmp_path / "a").write_bytes(b"same\n")
+    assert preview(path="a", content="same\n") == "(no difference: a has exactly this text already)"
 
 
 def test_an_edit_of_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +459,8 @@ def test_a_difference_is_bounded_and_still_tells_texts_apart() -> None:
     diff, other = unified("f", old, new), unified("f", old + "y", new)
     assert len(diff) < 15_000
     assert diff.count("\n") <= 401
-    assert "more lines of this diff are not shown; digest of the whole " in diff
+    assert "[... not all of the change is shown; 50,000 lines before, 50,000 after; digest of both texts " in diff
+    assert "\n+x0\n" in diff
     assert diff.split("\n")[3:100] == other.split("\n")[3:100]
     assert diff != other
     long = unified("f", "a" * 5_000, "a" * 5_000 + "b")
@@ -408,9 +470,46 @@ def test_a_difference_is_bounded_and_still_tells_texts_apart() -> None:
 
 
 def test_a_difference_shows_line_ends_that_change_and_what_cannot_be_seen() -> None:
-    assert unified("f", "a\r\nb\r\n", "a\r\nc\r\n").split("\n")[3:] == [" a", "-b", "+c"]
-    assert unified("f", "a\r\n", "a\n").split("\n")[3:] == ["-a\\u000d", "+a"]
-    assert unified("f", None, "\x1b[31m\u202e\tx\n").split("\n")[3:] == ["+\\u001b[31m\\u202e\tx"]
+    crlf = unified("f", "a\r\nb\r\n", "a\r\nc\r\n").split("\n")
+    assert crlf[2:] == ["(lines end with CR LF)", "@@ -1,2 +1,2 @@", " a", "-b", "+c"]
+    assert unified("f", "a\r\n", "a\n").split("\n")[3:5] == ["-a\\u{d}", "+a"]
+    lines = unified("f", None, "\x1b[31m\u202e\tx\n").split("\n")
+    assert lines[3] == "+\\u{1b}[31m\\u{202e}\tx"
+    assert "what cannot be seen is written as \\u{...}; 0 lines before, 1 after; digest" in lines[4]
+
+
+HIDDEN = "\u200b\u2060\ufeff\u00ad\u115f\u3164\ufe0f\U000e0041\U000e0100\u2800\x00\r\x7f"
+
+
+@pytest.mark.parametrize("char", HIDDEN)
+def test_a_difference_hides_nothing_and_is_not_the_one_of_its_escape(char: str) -> None:
+    escape = f"\\u{{{ord(char):x}}}"
+    diff = unified("f", "key = 1\n", f"key{char} = 1\n")
+    assert f"+key{escape} = 1" in diff.split("\n")
+    assert diff != unified("f", "key = 1\n", f"key{escape} = 1\n")
+    assert char not in unified(f"a{char}b", None, char * 2_000)
+    assert len(unified("f", None, (char * 600 + "\n") * 300)) < 14_000
+
+
+def test_long_texts_are_compared_without_being_taken_apart() -> None:
+    old = "x\n" * 1_000_000
+    with peak_of_memory() as peak:
+        diff = unified("f", old, old[:-1_000] + "y\n" + old[-1_000:])
+        assert diff.split("\n")[2:] == ["@@ -999498,6 +999498,7 @@", *[" x"] * 3, "+y", *[" x"] * 3]
+        unified("f", None, old)
+        unified("f", "a" + old, "b" + old + "c")
+    assert peak[0] < 20_000_000
+
+
+@contextmanager
+def peak_of_memory() -> Iterator[list[int]]:
+    peak: list[int] = []
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
 
 
 def test_git_takes_our_differences(tmp_path: Path) -> None:

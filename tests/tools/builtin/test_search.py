@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from treadle.errors import ToolError
 from treadle.tools.builtin import search as module
 from treadle.tools.builtin import search_worker
 from treadle.tools.builtin.search import Search, search_tool
-from treadle.tools.builtin.workspace import Budget, Workspace
+from treadle.tools.builtin.workspace import Workspace
+from treadle.tools.builtin.workspace_walk import Budget
 from treadle.tools.threads import abandoned
 
 # Also one that a package has put beside this Python.
@@ -152,7 +154,7 @@ def test_what_a_search_leaves_out_is_said(tmp_path: Path, program: str, monkeypa
     st.booleans(),
     st.booleans(),
 )  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_ripgrep_and_python_find_the_same(
     tmp_path_factory: pytest.TempPathFactory, pattern: str, lines: list[str], crlf: bool, ignore_case: bool
 ) -> None:
@@ -170,6 +172,91 @@ def test_ripgrep_and_python_find_the_same(
     if "not a valid regular" in str(python) and python != rg:
         return  # such as `a**`, which only ripgrep takes
     assert python == rg
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        (r"\Afoo", ["a:1: foo bar"]),
+        (r"bar\Z", ["a:1: foo bar"]),
+        (r"\<b\>", ["a:3: <b>"]),
+        (r"x\\Az", ["a:4: x\\Az"]),
+        (r"o*+o", []),
+        (r"^", ["a:1: foo bar", "a:2: bar foo", "a:3: <b>", "a:4: x\\Az"]),
+    ],
+)
+def test_a_pattern_means_the_same_with_either_program(tmp_path: Path, program: str, pattern: str, found: list[str]) -> None:
+    (tmp_path / "a").write_text("foo bar\nbar foo\n<b>\nx\\Az\n")
+    assert search(tmp_path, pattern, program=program)[:-1] == found
+
+
+def test_what_only_one_program_knows_is_refused_by_both(root: Path, program: str) -> None:
+    assert "Write `\\b`" in refused(root, r"\b{start}x", program=program).message
+    assert "not a valid" in refused(root, r"x\z", program=program).message
+
+
+def test_an_answer_without_a_column_is_understood() -> None:
+    said = b"3:5:[Omitted]\n2:1:4:\n4:1:9:7\n5:11:7\n5:11::\nrubbish\n"
+    assert module._numbers(said) == [(2, 0, 5), (1, 0, 4), (3, 0, 9), (4, 0, 11), (4, 0, 11)]
+
+
+def test_a_file_in_pieces_is_searched_as_a_whole(tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"line {number}{' é' * (number % 50)}" for number in range(1, 400)]
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    (tmp_path / "b").write_text("line b\n" + "x" * 5_000 + "line end")
+    (tmp_path / "c").write_bytes(b"line c\n" * 1_000 + b"\0")
+    whole = [search(tmp_path, pattern, program=program) for pattern in ("^line", "3$", "line .9")]
+    monkeypatch.setattr(module, "_PIECE_BYTES", 3_000)
+    assert [search(tmp_path, pattern, program=program) for pattern in ("^line", "3$", "line .9")] == whole
+    assert "a: [349 more lines match in this file]" in whole[0]
+    assert whole[0][-2:] == ["[400 lines match, in 2 of 2 files in `.`]", "[files not searched: 1 binary]"]
+    assert [line for line in search(tmp_path, "line 39", "a", program=program) if ":397: line 397" in line]
+
+
+def test_a_search_holds_little_of_a_large_file(tmp_path: Path, program: str) -> None:
+    (tmp_path / "a").write_bytes(b"ab\n" * 3_000_000)
+    budget = Budget(entries=10, max_bytes=100_000_000, seconds=60)
+    tracemalloc.start()
+    try:
+        found = Search(Workspace(tmp_path), budget, "c|ab{3}", program=program).run(".")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == "[no line matches; searched 1 file in `.`]"
+    assert peak < 25_000_000
+
+
+def test_few_searches_run_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = search_tool(Workspace(root))
+    running = most = 0
+    lock = threading.Lock()
+    real = Search.run
+
+    def counted(self: Search, path: str) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return real(self, path)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(Search, "run", counted)
+
+    async def main() -> None:
+        waiting = [asyncio.create_task(tool("hello", "a")) for _ in range(8)]
+        while not running:
+            await asyncio.sleep(0)
+        waiting[-1].cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(done[-1], asyncio.CancelledError)
+        assert all(isinstance(said, str) and said.endswith("in 2 of 2 files in `a`]") for said in done[:-1])
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert most == 2
+    assert not module._turns
 
 
 def children() -> list[str]:
@@ -255,6 +342,24 @@ def test_an_rg_that_the_model_may_have_written_is_not_run(tmp_path: Path, monkey
     assert module._ripgrep(space) == ""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_python_or_a_worker_that_the_model_may_have_written_to_is_not_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual environment in the workspace: its `pyvenv.cfg` and its packages are files like others."""
+    base = sys._base_executable  # pyright: ignore
+    venv = root / ".venv" / "bin" / "python"
+    venv.parent.mkdir(parents=True)
+    venv.symlink_to(base)
+    (root / ".venv" / "pyvenv.cfg").write_text(f"home = {root / 'evil'}\n")
+    monkeypatch.setattr(sys, "executable", str(venv))
+    worker = root / "search_worker.py"
+    worker.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(search_worker, "__file__", str(worker))
+    assert module._python(Workspace(root)) == base
+    assert search(root, "bom", program="")[0] == "bom:1: hello bom"
+    monkeypatch.setattr(sys, "_base_executable", str(venv))
+    assert "needs ripgrep here, outside the workspace" in refused(root, "x", program="").message
+
+
 def test_where_the_interpreter_is_the_program_itself_it_is_not_started(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert "needs ripgrep" in refused(root, "x", program="").message
@@ -262,12 +367,12 @@ def test_where_the_interpreter_is_the_program_itself_it_is_not_started(root: Pat
 
 def test_the_worker_alone() -> None:
     def run(pattern: str, flags: str, text: str) -> tuple[int, str, str]:
-        argv = [sys.executable, "-I", "-S", str(search_worker.__file__), pattern, flags, "60"]
+        argv = [sys.executable, "-I", "-S", "-c", module._WORKER, pattern, flags, "60"]
         done = subprocess.run(argv, input=text.encode(), capture_output=True, timeout=60)
         return done.returncode, done.stdout.decode().replace("\r\n", "\n"), done.stderr.decode()
 
-    assert run("b", "-", "abc\n\nxéb\nB\n") == (0, "1:2:\n3:4:\n", "")
-    assert run("b", "i", "B\n") == (0, "1:1:\n", "")
+    assert run("b", "-", "abc\n\nxéb\nB\n") == (0, "1:2:0:\n3:4:5:\n", "")
+    assert run("b", "i", "B\n") == (0, "1:1:0:\n", "")
     assert run("[[a]", "-", "")[0] == 2
     code, out, _ = run("", "-", "\n" * 30_000)
     assert (code, out.count("\n")) == (0, search_worker.MAX_LINES)

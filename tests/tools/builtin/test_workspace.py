@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from treadle.errors import ToolError, UsageError
 from treadle.tools.builtin import workspace as module
+from treadle.tools.builtin import workspace_walk
 from treadle.tools.builtin.files_glob import Glob
-from treadle.tools.builtin.workspace import NO_FILE, Budget, Workspace, version_of, walk
-from treadle.tools.builtin.workspace_paths import is_git_name, split_path, visible
+from treadle.tools.builtin.workspace import NO_FILE, Workspace, version_of
+from treadle.tools.builtin.workspace_paths import is_git_name, split_path
+from treadle.tools.builtin.workspace_walk import Budget, walk
 
 posix = pytest.mark.skipif(os.name == "nt", reason="modes and links")
 
@@ -59,11 +61,6 @@ def test_on_windows_what_is_read_is_held_to_its_names_too() -> None:
 def test_git_names() -> None:
     assert not any(map(is_git_name, ["git", ".gitignore", ".github", "x.git", ".git-x", "git~", "git~1x", "..git"]))
     assert all(map(is_git_name, [".git", ".GiT", ".git...", "GIT~1", ".git:x", "\u200b.git", "．ｇｉｔ"]))
-
-
-def test_what_cannot_be_seen_is_written_out() -> None:
-    assert visible("a\tb\x1b[0m\u202eé文") == "a\\u0009b\\u001b[0m\\u202eé文"
-    assert visible("a\tb\n", keep="\t\n") == "a\tb\n"
 
 
 def test_a_workspace_is_an_existing_directory_and_not_everything(tmp_path: Path) -> None:
@@ -168,6 +165,71 @@ def test_a_file_that_changed_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         put(tmp_path, "a.txt", b"two", unless_changed_from=version)
 
 
+@pytest.mark.parametrize("expected", ["given", None])
+def test_a_file_that_changes_while_the_new_one_is_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: str | None
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    real = os.fsync
+
+    def change_and_sync(fd: int) -> None:
+        path.unlink()
+        path.mkdir() if expected is None else path.write_text("someone else's")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", change_and_sync)
+    with pytest.raises(ToolError, match="changed by someone else" if expected else "is a directory"):
+        put(tmp_path, "a.txt", b"two", unless_changed_from=version_of(path.stat()) if expected else None)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_no_directory_that_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    before = open_descriptors()
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(ToolError, match="Nothing was changed"):
+            put(tmp_path, "old/new/deep/a.txt", b"x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    (tmp_path / "old" / "file").write_text("")
+    with pytest.raises(ToolError):
+        put(tmp_path, "old/file/b/c.txt", b"x")
+    space = Workspace(tmp_path)
+    with pytest.raises(RuntimeError), space.directory(("new", "deep"), create=True):  # not empty any more: it stays
+        (tmp_path / "new" / "other").write_text("")
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "new", "old", "other"]
+    assert open_descriptors() == before
+
+
+def test_the_words_for_a_missing_name_take_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    real = module.get_close_matches
+
+    def counted(word: str, names: list[str], **more: Any) -> list[str]:
+        compared.append(len(word) * sum(map(len, names)))
+        return real(word, names, **more)
+
+    monkeypatch.setattr(module, "get_close_matches", counted)
+    for number in range(300):
+        (tmp_path / f"{number:03}{'ab' * 95}").write_text("")
+    (tmp_path / "zReadme.md").write_text("")
+    space = Workspace(tmp_path)
+    for name, words in (
+        ("ab" * 96, "there is no"),
+        ("ZREADME.MD", "Did you mean `zReadme.md`"),
+        ("zReadm.md", "Did you mean `zReadme.md`"),
+    ):
+        with pytest.raises(ToolError, match=words), space.file(name):
+            pass
+    assert max(compared) <= 1_000_000
+
+
 def walked(root: Path, *, depth: int = 9, entries: int = 1_000) -> tuple[list[str], Budget]:
     space, budget = Workspace(root), Budget(entries=entries, seconds=60)
     with space.directory(()) as directory, closing(walk(directory, depth=depth, budget=budget)) as found:
@@ -225,8 +287,8 @@ def test_a_walk_ends_when_it_is_stopped_or_its_time_is_over(tmp_path: Path, monk
         assert list(found) == []
     assert budget.said() == "it was cancelled"
     budget = Budget(entries=100, seconds=20)
-    now = module.time.monotonic()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 21)
+    now = workspace_walk.time.monotonic()
+    monkeypatch.setattr(workspace_walk.time, "monotonic", lambda: now + 21)
     with space.directory(()) as directory:
         assert list(walk(directory, depth=1, budget=budget)) == []
     assert budget.said() == "20 s were over"

@@ -1,10 +1,10 @@
 """A program that finds the lines of its input that match: what a search runs where there is no ripgrep.
 
-    python -I -S search_worker.py PATTERN FLAGS SECONDS < text
+    python -I -S -c SOURCE PATTERN FLAGS SECONDS < text
 
 Python's `re` cannot be interrupted and holds up every thread of its process, so a pattern that takes for ever (`(a+)+$`) runs here,
-where it can be killed. Writes `LINE:BYTE:` for the first match in each line, both from 1, as `rg --line-number --column` does.
-Ends with 2 and the reason if the pattern is not valid.
+where it can be killed. Writes `LINE:BYTE:OFFSET:` for the first match in each line as `rg --line-number --column --byte-offset`
+does: the line and the byte in it from 1, where the line begins from 0. Ends with 2 and the reason if the pattern is not valid.
 """
 
 import re
@@ -25,14 +25,15 @@ def main(pattern: str, flags: str, seconds: str) -> int:
     except (re.error, Warning, RecursionError, OverflowError) as error:
         sys.stderr.write(str(error))
         return 2
-    lines = sys.stdin.buffer.read().decode("utf-8", "replace").split("\n")
-    found: list[str] = []
-    for number, line in enumerate(lines[:-1], 1):
+    count = offset = 0
+    for number, data in enumerate(sys.stdin.buffer, 1):
+        line = data.decode("utf-8", "replace").removesuffix("\n")
         if match := search(line):
-            found.append(f"{number}:{len(line[: match.start()].encode()) + 1}:\n")
-            if len(found) == MAX_LINES:
+            sys.stdout.write(f"{number}:{len(line[: match.start()].encode()) + 1}:{offset}:\n")
+            count += 1
+            if count == MAX_LINES:
                 break
-    sys.stdout.write("".join(found))
+        offset += len(data)
     return 0
 
 

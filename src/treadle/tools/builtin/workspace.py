@@ -3,7 +3,11 @@
 Below the workspace no symbolic link is followed, at any place in a path. Where the system can open a name relative to an open
 directory (Linux, macOS), each name on the way is opened from the one before it, so swapping a directory for a link while a path
 is walked does not lead out either. Hard links cannot be told apart from files: one that leads to a file outside is read as what it
-is; a write gives the name a new file and leaves the other one alone.
+is; a write gives the name a new file and leaves the other one alone. What is mounted below the workspace belongs to it, bind mounts too:
+whoever mounts decides.
+
+The workspace is known again by its device and inode, and by when it was made where the system says that. On Linux it does not: a
+directory that is made right after the workspace was removed may get its inode, and is then taken for it.
 """
 
 from __future__ import annotations
@@ -12,12 +16,10 @@ import errno
 import os
 import secrets
 import stat
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -25,20 +27,15 @@ from typing import BinaryIO, Literal
 from treadle.errors import ToolError, UsageError
 from treadle.tools.builtin.workspace_paths import quoted, split_path
 
-__all__ = ["NOT_ENTERED", "NO_FILE", "Budget", "Directory", "Entry", "Workspace", "version_of", "walk"]
-
-NOT_ENTERED = frozenset(
-    {".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", ".tox", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-)
-"""Directories that a walk names and does not enter. A walk that begins in one of them does."""
+__all__ = ["NO_FILE", "Directory", "Kind", "Workspace", "kind_of", "version_of"]
 
 NO_FILE: tuple[int, ...] = ()
 """The version of a file that does not exist."""
 
-_MAX_DEPTH = 40  # one descriptor is open for each level
 _NEARBY = 2_000  # names looked at for those like a missing one
+_NEARBY_WORK = 1_000_000  # characters of the one times those of the others: a tenth of a second
 
-_HAS_DIR_FD = {os.open, os.stat, os.mkdir, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
+_HAS_DIR_FD = {os.open, os.stat, os.mkdir, os.rmdir, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIRECTORY_FLAGS = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
 # O_NONBLOCK: opening a pipe that took a file's place must not wait for a writer.
@@ -49,46 +46,6 @@ _NAME_SURROGATE = 0x2000_0000  # a Windows reparse point that stands for another
 Kind = Literal["file", "directory", "link", "other"]
 
 
-class Budget:
-    """How much a walk may look at. Once something has run out it stays so. Any thread may call `stop`.
-
-    Attributes:
-        spent: What ran out, in words; None while there is some of everything.
-        missed: What else was not looked at, in words.
-    """
-
-    def __init__(self, *, entries: int, max_bytes: int = 0, seconds: float) -> None:
-        self.spent: str | None = None
-        self.missed: set[str] = set()
-        self._entries = entries
-        self._bytes = max_bytes
-        self._seconds = seconds
-        self._ends_at = time.monotonic() + seconds
-
-    def take(self, *, entries: int = 0, size: int = 0) -> bool:
-        """Use some of it; whether it was there."""
-        self._entries -= entries
-        self._bytes -= size
-        if self._entries < 0:
-            self.stop("there are too many entries")
-        elif self._bytes < 0:
-            self.stop("there is too much text")
-        elif time.monotonic() > self._ends_at:
-            self.stop(f"{self._seconds:g} s were over")
-        return self.spent is None
-
-    def left(self) -> int:
-        """Entries that may still be looked at."""
-        return max(0, self._entries)
-
-    def stop(self, why: str) -> None:
-        self.spent = self.spent or why
-
-    def said(self) -> str:
-        """Why the walk is incomplete, in words; empty if it is not."""
-        return "; ".join([*([self.spent] if self.spent else []), *sorted(self.missed)])
-
-
 class Directory:
     """An open directory in the workspace. Names are single ones, and none is followed if it is a link. Close it.
 
@@ -96,12 +53,14 @@ class Directory:
         fd: Its descriptor, which is this object's to close; None where the system cannot open relative to one.
         path: Where it is, absolute.
         names: Where it is in the workspace.
+        is_new: It was made when it was opened.
     """
 
-    def __init__(self, fd: int | None, path: str, names: tuple[str, ...]) -> None:
+    def __init__(self, fd: int | None, path: str, names: tuple[str, ...], *, is_new: bool = False) -> None:
         self._fd = fd
         self._path = path
         self.names = names
+        self.is_new = is_new
 
     def __enter__(self) -> Directory:
         return self
@@ -132,7 +91,7 @@ class Directory:
     def kind(self, name: str) -> Kind | None:
         """None for what is not there or cannot be looked at."""
         try:
-            return _kind(self.stat(name))
+            return kind_of(self.stat(name))
         except OSError:
             return None
 
@@ -142,19 +101,25 @@ class Directory:
         Raises:
             ToolError: There is none, or it cannot be opened.
         """
-        names, path = (*self.names, name), os.path.join(self._path, name)
+        names, path, is_new = (*self.names, name), os.path.join(self._path, name), False
         try:
             if create and self.kind(name) is None:
                 with suppress(FileExistsError):
                     os.mkdir(self._at(name), dir_fd=self._fd)
+                    is_new = True
             if self._fd is not None:
-                return Directory(os.open(name, _DIRECTORY_FLAGS, dir_fd=self._fd), path, names)
+                return Directory(os.open(name, _DIRECTORY_FLAGS, dir_fd=self._fd), path, names, is_new=is_new)
             # Windows. Not safe against a link that takes the directory's place after this look; not tested there.
-            if _kind(self.stat(name)) != "directory":
+            if kind_of(self.stat(name)) != "directory":
                 raise NotADirectoryError(errno.ENOTDIR, "no directory")
         except OSError as error:
             raise self._refused(name, error, wanted="directory") from None
-        return Directory(None, path, names)
+        return Directory(None, path, names, is_new=is_new)
+
+    def remove_empty(self, name: str) -> None:
+        """Remove the directory of that name, if it is one and empty."""
+        with suppress(OSError):
+            os.rmdir(self._at(name), dir_fd=self._fd)
 
     def open_file(self, name: str) -> BinaryIO:
         """A regular file, to read.
@@ -163,7 +128,7 @@ class Directory:
             ToolError: There is none, it is something else, or it cannot be opened.
         """
         try:
-            if _kind(self.stat(name)) != "file":  # before it is opened: opening a device may act on it
+            if kind_of(self.stat(name)) != "file":  # before it is opened: opening a device may act on it
                 raise OSError(errno.EINVAL, "no file")
             fd = os.open(self._at(name), _FILE_FLAGS, dir_fd=self._fd)
         except OSError as error:
@@ -193,7 +158,8 @@ class Directory:
         where that may be set. Access lists and extended attributes are not carried over.
 
         Args:
-            unless_changed_from: `version_of` the file that is to be replaced, or `NO_FILE`.
+            unless_changed_from: `version_of` the file that is to be replaced, or `NO_FILE`. Looked at before the new content is
+                written, and again right before it takes the name; a change between that look and the next system call is not seen.
 
         Raises:
             ToolError: It did not work, and what was there is as it was.
@@ -201,13 +167,7 @@ class Directory:
         where = self.where(name)
         temp = f".treadle-{secrets.token_hex(8)}.tmp"
         try:
-            try:
-                old = self.stat(name)
-            except FileNotFoundError:
-                old = None
-            self._check_replaceable(where, old)
-            if unless_changed_from is not None and (NO_FILE if old is None else version_of(old)) != unless_changed_from:
-                raise ToolError(f"{quoted(where)} was changed by someone else meanwhile. Read it again.", kind="invalid_input")
+            old = self._replaceable(name, unless_changed_from)
             fd = os.open(self._at(temp), _NEW_FLAGS, 0o666 if old is None else 0o600, dir_fd=self._fd)
             try:
                 try:
@@ -216,6 +176,7 @@ class Directory:
                     _write_all(fd, data)
                 finally:
                     os.close(fd)
+                self._replaceable(name, unless_changed_from)
                 os.replace(self._at(temp), self._at(name), src_dir_fd=self._fd, dst_dir_fd=self._fd)
             except BaseException:
                 with suppress(OSError):
@@ -224,15 +185,20 @@ class Directory:
         except OSError as error:
             raise failure(error, where, note=" Nothing was changed.") from None
 
-    def _check_replaceable(self, where: str, old: os.stat_result | None) -> None:
-        if old is None:
-            return
-        match _kind(old):
-            case "file":
-                if not old.st_mode & 0o222:
-                    raise ToolError(f"{quoted(where)} is read-only, so it was not changed.", kind="permission")
-            case kind:
-                raise _wrong_kind(where, kind, wanted="file")
+    def _replaceable(self, name: str, expected: tuple[int, ...] | None) -> os.stat_result | None:
+        """What has the name, if it may be replaced; None for nothing."""
+        where = self.where(name)
+        try:
+            old = self.stat(name)
+        except FileNotFoundError:
+            old = None
+        if old is not None and (kind := kind_of(old)) != "file":
+            raise _wrong_kind(where, kind, wanted="file")
+        if old is not None and not old.st_mode & 0o222:
+            raise ToolError(f"{quoted(where)} is read-only, so it was not changed.", kind="permission")
+        if expected is not None and (NO_FILE if old is None else version_of(old)) != expected:
+            raise ToolError(f"{quoted(where)} was changed by someone else meanwhile. Read it again.", kind="invalid_input")
+        return old
 
     def _refused(self, name: str, error: OSError, *, wanted: Literal["file", "directory"]) -> ToolError:
         """Why a name could not be opened: what it is, or what is there instead."""
@@ -253,30 +219,14 @@ class Directory:
             entries, _ = self.scan(_NEARBY)
         except ToolError:
             return []
+        wanted = name.casefold()
         names = {entry.name.casefold(): entry.name for entry in entries}
-        return [quoted(self.where(names[like])) for like in get_close_matches(name.casefold(), names, n=3)]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing found by a walk.
-
-    Attributes:
-        parent: Where it is; open until the walk goes on.
-        size: Of a file, in bytes.
-        is_entered: A directory that the walk goes into.
-    """
-
-    name: str
-    kind: Kind
-    parent: Directory
-    size: int = 0
-    is_entered: bool = False
-
-    @property
-    def path(self) -> str:
-        """Relative to the workspace."""
-        return self.parent.where(self.name)
+        # Far shorter or longer ones are never like it. Comparing takes up to the product of two lengths.
+        near = [other for other in names if 3 * len(other) >= len(wanted) and 3 * len(wanted) >= len(other) and other != wanted]
+        work = accumulate(len(wanted) * len(other) for other in near)
+        near = [other for other, done in zip(near, work, strict=True) if done <= _NEARBY_WORK]
+        like = [*([wanted] if wanted in names else []), *get_close_matches(wanted, near, n=3)][:3]
+        return [quoted(self.where(names[other])) for other in like]
 
 
 class Workspace:
@@ -299,7 +249,7 @@ class Workspace:
         if os.path.dirname(self._path) == self._path:
             hint = "Pass one directory that the model may work in."
             raise UsageError("the whole file system cannot be the workspace", hint=hint)
-        self._identity = (found.st_dev, found.st_ino)
+        self._identity = _identity(found)
         self._roots = tuple(dict.fromkeys(Path(path).as_posix() for path in (self._path, given)))
 
     def __repr__(self) -> str:
@@ -328,18 +278,27 @@ class Workspace:
         """The directory that the names lead to, open inside the block.
 
         Args:
-            create: Make what is missing on the way.
+            create: Make what is missing on the way. If the block fails, what was made and is empty is removed again.
 
         Raises:
             ToolError: It is not there, or something on the way is no directory.
         """
         here = self._open_root()
+        made: list[tuple[str, ...]] = []
         try:
             for name in names:
                 below = here.child(name, create=create)
                 here.close()
                 here = below
+                if here.is_new:
+                    made.append(here.names)
             yield here
+        except BaseException:
+            here.close()
+            for new in reversed(made):
+                with suppress(ToolError), self.directory(new[:-1]) as above:
+                    above.remove_empty(new[-1])
+            raise
         finally:
             here.close()
 
@@ -363,7 +322,7 @@ class Workspace:
             if _HAS_DIR_FD:
                 fd = os.open(self._path, _DIRECTORY_FLAGS)
             found = os.stat(self._path) if fd is None else os.fstat(fd)
-            if (found.st_dev, found.st_ino) == self._identity:
+            if _identity(found) == self._identity:
                 return Directory(fd, self._path, ())
         except OSError:
             pass
@@ -372,39 +331,13 @@ class Workspace:
         raise ToolError("the workspace is gone, or another directory has taken its place. Tell the user.", kind="not_found")
 
 
-def walk(directory: Directory, *, depth: int, budget: Budget) -> Generator[Entry, None, None]:
-    """What is in a directory and below, sorted by name, a directory before what is in it.
-
-    Close the iterator if you leave it early: it holds directories open.
-
-    Args:
-        depth: Levels; 1 for the directory alone.
-    """
-    entries, is_all = directory.scan(budget.left())
-    for entry in entries:
-        if not budget.take(entries=1):
-            return
-        kind, size = _looked_at(entry)
-        is_entered = kind == "directory" and depth > 1 and entry.name not in NOT_ENTERED
-        if is_entered and len(directory.names) >= _MAX_DEPTH:
-            budget.missed.add(f"directories go deeper than {_MAX_DEPTH} levels")
-            is_entered = False
-        yield Entry(entry.name, kind, directory, size, is_entered)
-        if is_entered:
-            try:
-                below = directory.child(entry.name)
-            except ToolError:  # no permission, or no longer a directory
-                budget.missed.add("some directories could not be opened")
-                continue
-            with below:
-                yield from walk(below, depth=depth - 1, budget=budget)
-    if not is_all:
-        budget.stop("there are too many entries")
-
-
 def version_of(found: os.stat_result) -> tuple[int, ...]:
     """Changes when a file is written to or another takes its place."""
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _identity(found: os.stat_result) -> tuple[float, ...]:
+    return (found.st_dev, found.st_ino, getattr(found, "st_birthtime", 0))
 
 
 def failure(error: OSError, where: str, *, note: str = "") -> ToolError:
@@ -436,20 +369,13 @@ def _wrong_kind(where: str, kind: Kind, *, wanted: Literal["file", "directory"])
             return ToolError(f"{quoted(where)} {said}.", kind="invalid_input")
 
 
-def _kind(found: os.stat_result) -> Kind:
+def kind_of(found: os.stat_result) -> Kind:
+    """What a name stands for, by what `stat` says of the name itself."""
     if stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) & _NAME_SURROGATE:
         return "link"
     if stat.S_ISDIR(found.st_mode):
         return "directory"
     return "file" if stat.S_ISREG(found.st_mode) else "other"
-
-
-def _looked_at(entry: os.DirEntry[str]) -> tuple[Kind, int]:
-    try:
-        found = entry.stat(follow_symlinks=False)
-    except OSError:  # gone meanwhile
-        return "other", 0
-    return _kind(found), found.st_size
 
 
 def _take_after(fd: int, old: os.stat_result) -> None:

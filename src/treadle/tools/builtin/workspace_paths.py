@@ -14,29 +14,23 @@ from collections.abc import Sequence
 from urllib.parse import unquote
 
 from treadle.errors import ToolError
+from treadle.tools.builtin.visible import one_line
 
-__all__ = ["is_git_name", "quoted", "split_path", "visible"]
+__all__ = ["is_git_name", "quoted", "split_path"]
 
 _MAX_CHARS = 4_000
 _MAX_NAMES = 100
 _MAX_NAME_BYTES = 255
 
-# Control characters, line separators, marks that turn the direction of text, half surrogate pairs.
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _HOME = re.compile(r"~[\w.-]*(/|$)")
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9¹²³]|LPT[0-9¹²³]|CONIN\$|CONOUT\$|CLOCK\$) *(\..*)?", re.I)
 _SHORT_GIT = re.compile(r"GIT~[0-9]+")
 
 
-def visible(text: str, *, keep: str = "") -> str:
-    """The text with characters that cannot be seen, or that change how others are seen, written as `\\uXXXX`."""
-    return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
-
-
 def quoted(path: str) -> str:
     """A path for a message, at most about 200 characters."""
-    return f"`{visible(path if len(path) <= 200 else path[:200] + '...')}`"
+    return f"`{one_line(path if len(path) <= 200 else path[:200] + '...')}`"
 
 
 def split_path(path: str, roots: Sequence[str], *, for_writing: bool = False, windows: bool = os.name == "nt") -> tuple[str, ...]:
@@ -107,7 +101,7 @@ def _check_form(path: str) -> None:
 
 def _problem(name: str) -> str | None:
     """Why a name is not one on every system."""
-    if _UNSEEN.search(name):
+    if one_line(name) != name:
         return "has a character that cannot be seen"
     if ":" in name or "\\" in name:
         return "has a `:` or a backslash, which mean something else on Windows"
