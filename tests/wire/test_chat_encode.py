@@ -14,6 +14,7 @@ from treadle.values.messages import (
     Document,
     Image,
     Message,
+    Opaque,
     SystemMessage,
     Text,
     Thinking,
@@ -81,6 +82,12 @@ def test_a_name_that_strict_servers_refuse_is_mended_in_the_history(name: str) -
     sent = json.loads(encode(ModelRequest(messages=(message, ToolMessage("a", name, "no such tool", is_error=True)))))
     written = sent["messages"][0]["tool_calls"][0]["function"]["name"]
     assert 1 <= len(written) <= 64 and written.replace("_", "a").isalnum() and written.isascii()
+
+
+def test_parts_of_other_formats_are_left_out() -> None:
+    parts = (Thinking("hm", "block", signature="s"), Opaque("anthropic", "{}"), Text("Hi"))
+    (sent,) = json.loads(encode(ModelRequest(messages=(AssistantMessage(parts),))))["messages"]
+    assert sent == {"role": "assistant", "content": "Hi"}
 
 
 @pytest.mark.parametrize("field", ["messages", "stream", "model", "tools", "n"])

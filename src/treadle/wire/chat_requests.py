@@ -148,7 +148,7 @@ def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
             continue
         if part.source == "content":
             text.append(part.raw or f"<think>{part.text}</think>")
-        elif dialect.send_reasoning:
+        elif dialect.send_reasoning and part.source != "block":  # a block belongs to another format
             item[part.source] = item.get(part.source, "") + part.text
     content = "".join(text) + message.text
     calls = message.calls

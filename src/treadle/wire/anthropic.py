@@ -1,0 +1,367 @@
+"""Anthropic Messages, as Anthropic documents it and as llama.cpp, vLLM and LiteLLM speak it.
+
+What each of them sends, and where it was seen: docs/protocols/anthropic.md. Streaming and whole answers go through one decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from treadle.errors import BadStream, ModelError, StreamTruncated
+from treadle.values.events import Delta
+from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.usage import Usage
+from treadle.wire.anthropic_blocks import BlockFold, loose
+from treadle.wire.anthropic_errors import error_from_object, error_from_response
+from treadle.wire.anthropic_requests import AnthropicDialect, AnthropicEncoder
+from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.untyped import count, object_, string
+
+__all__ = ["MAX_BODY_BYTES", "AnthropicCodec", "AnthropicDecoder"]
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+_FINISH: dict[str, Finish] = {
+    # The first three and max_tokens are captured, the others documented.
+    "end_turn": "end",
+    "stop_sequence": "end",
+    "tool_use": "tool_use",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refused",
+    "pause_turn": "pause",
+}
+
+_HINT = "Is this the address of an API in Anthropic's format (usually ending in /v1)?"
+
+
+class _Delta(Struct, gc=False):
+    type: Any = None
+    text: Any = None
+    thinking: Any = None
+    partial_json: Any = None
+    signature: Any = None
+    stop_reason: Any = None
+
+
+class _Message(Struct, gc=False):
+    model: Any = None
+    usage: Any = None
+
+
+class _Event(Struct, gc=False):
+    type: Any = None
+    index: Any = None
+    delta: _Delta | None = None
+    content_block: msgspec.Raw = msgspec.Raw()
+    message: _Message | None = None
+    usage: Any = None
+    error: Any = None
+
+
+class _Whole(Struct, gc=False):
+    """A message that was not streamed."""
+
+    content: list[msgspec.Raw] = []
+    stop_reason: Any = None
+    usage: Any = None
+    model: Any = None
+    error: Any = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
+_START_BYTES = 8
+_IS_SSE = re.compile(rb":|(data|event|error|id|retry)[:\r\n]").match
+
+
+class AnthropicDecoder:
+    """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
+
+    - `StreamTruncated`: no stop reason arrived, or more of the answer followed it and then the stream broke off.
+    - `BadStream`: what came is neither an event stream nor a message.
+    - any `ModelError`: the server sent an error event.
+
+    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
+    """
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.progress = 0
+        self.finished = False
+        self.done = False
+        self.error: ModelError | None = None
+        self._fold = BlockFold(
+            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
+        )
+        self._sse = SSEDecoder()
+        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
+        self._received = 0
+        self._opening = b""  # of the answer, blanks aside
+        self._frames = 0
+        self._stop_said: str | None = None
+        self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
+        self._usage: dict[str, Any] = {}
+        self._model: str | None = None
+
+    @property
+    def began(self) -> bool:
+        return not self._fold.empty or self.finished
+
+    def feed(self, data: bytes) -> list[Delta]:
+        if self.done:
+            return []
+        try:
+            self._feed(data)
+        except ModelError as error:
+            self._fail(error)
+        return self._fold.take()
+
+    def close(self, *, clean: bool = True) -> list[Delta]:
+        if not self.done:
+            try:
+                self._close(clean)
+            except ModelError as error:
+                self._fail(error)
+        if self.error is None and not self.finished:
+            what = "after its text began" if not self._fold.empty else "after nothing at all"
+            self.error = StreamTruncated(f"the stream ended {what}, without a stop reason")
+        if self.error is None and self._fold.empty and self._stop_said == "tool_use":
+            self._fail(
+                BadStream(
+                    "the server says that the model called tools, but sent no call",
+                    hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
+                )
+            )
+        return self._fold.take()
+
+    @property
+    def reply(self) -> Reply:
+        finish = None
+        if self.finished:
+            finish = _FINISH.get(self._stop_said or "", "unknown")
+            # Calls in a turn that ended are a whole turn all the same; a claim of calls without one is no reason.
+            if finish in ("end", "tool_use"):
+                finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
+        return Reply(
+            message=self._fold.message(),
+            finish=finish,
+            finish_said=self._stop_said,
+            usage=_usage(self._usage),
+            model=self._model,
+        )
+
+    def _fail(self, error: ModelError) -> None:
+        self.error = error
+        self.done = True
+        self.finished = False
+
+    def _feed(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > MAX_BODY_BYTES:
+            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
+        if len(self._opening) < _START_BYTES:
+            self._begin(data)
+        if self._body is not None:
+            self._body.append(data)
+            return
+        for event, payload in self._sse.feed(data):
+            self._frame(event, payload)
+            if self.done:
+                return
+        if self._sse.overflow:
+            raise BadStream(
+                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
+            )
+
+    def _close(self, clean: bool) -> None:
+        if self._body is not None:
+            self._whole(b"".join(self._body))
+            return
+        has_lines = self._sse.has_lines
+        for event, payload in self._sse.close():
+            with contextlib.suppress(BadStream):  # the last frame was cut: a missing stop reason says so
+                self._frame(event, payload)
+        if has_lines and not self._frames and self._opening and not _IS_SSE(self._opening):
+            raise BadStream("the answer is not an event stream: it holds no event at all", hint=_HINT)
+        if self._wavered and clean:
+            self.finished = self._stop_said is not None
+
+    def _begin(self, data: bytes) -> None:
+        begun = bool(self._opening)
+        self._opening += (data if begun else data.lstrip(b" \t\r\n\xef\xbb\xbf"))[:_START_BYTES]
+        if begun or not self._opening:
+            return
+        if self._opening[:1] == b"{":
+            self._body = []
+        elif self._opening[:1] == b"<":
+            raise BadStream(
+                "the server answered with a web page, not with a model's answer", hint=_HINT, server_said=_excerpt(data)
+            )
+        elif self._opening[0] not in _SSE_STARTS:
+            raise BadStream("the server's answer is neither an event stream nor JSON", hint=_HINT, server_said=_excerpt(data))
+
+    def _frame(self, name: str, payload: bytes) -> None:
+        self._frames += 1
+        if payload[:6] == b"[DONE]":  # not of this format; from gateways
+            self._end()
+            return
+        if not payload:
+            return
+        try:
+            event = _decode_event(payload)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            payload, event = _odd_event(payload)
+        if event is None and name != "error":
+            raise BadStream("a frame of the stream is not an event", hint=_HINT, server_said=_excerpt(payload))
+        kind = event.type if event is not None and type(event.type) is str else name
+        if kind == "error" or name == "error" or (event is not None and event.error):
+            raise error_from_object(event.error if event is not None and event.error else _excerpt(payload))
+        assert event is not None
+        before = self.progress
+        if kind == "content_block_delta":
+            self._delta(_index(event.index), event.delta or _Delta(), payload)
+        elif kind == "content_block_start":
+            if self._fold.begin(_index(event.index), bytes(event.content_block)):
+                self.progress += 1
+        elif kind == "content_block_stop":
+            self._fold.end(_index(event.index))
+        elif kind == "message_start":
+            self._start(event.message or _Message())
+        elif kind == "message_stop":
+            self._end()
+        if self._stop_said is not None and self.progress != before:
+            self._wavered = True
+            self.finished = False
+        if kind == "message_delta":
+            self._message_delta(event)
+
+    def _delta(self, index: int | None, delta: _Delta, payload: bytes) -> None:
+        kind = delta.type
+        fold = self._fold
+        if kind == "text_delta" and type(delta.text) is str:
+            fold.text(index, delta.text)
+            self.progress += delta.text != ""
+        elif kind == "input_json_delta" and type(delta.partial_json) is str:
+            fold.arguments(index, delta.partial_json)
+            self.progress += delta.partial_json != ""
+        elif kind == "thinking_delta" and type(delta.thinking) is str:
+            fold.thinking(index, delta.thinking)
+            self.progress += delta.thinking != ""
+        elif kind == "signature_delta" and type(delta.signature) is str:
+            fold.sign(index, delta.signature)
+            self.progress += delta.signature != ""
+        elif fold.other(index, object_(object_(loose(payload)[1]).get("delta"))):
+            self.progress += 1
+
+    def _start(self, message: _Message) -> None:
+        if type(message.model) is str:
+            self._model = message.model
+        usage = {name: value for name, value in object_(message.usage).items() if name != "output_tokens"}  # not counted yet
+        if any(usage.values()):  # LiteLLM begins a stream with nothing but zeros, and counts at its end (captured)
+            self._note_usage(usage)
+
+    def _message_delta(self, event: _Event) -> None:
+        self._note_usage(object_(event.usage))
+        said = event.delta.stop_reason if event.delta is not None else None
+        if said:
+            self._stop(said)
+
+    def _stop(self, said: Any) -> None:
+        self._fold.complete()
+        self._stop_said = str(said)[:100]
+        self.finished = not self._wavered
+        self.progress += 1
+
+    def _end(self) -> None:
+        self.done = True
+        self.finished = self._stop_said is not None
+
+    def _whole(self, body: bytes) -> None:
+        body = body.lstrip(b"\xef\xbb\xbf")
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)
+        except RecursionError:
+            raise BadStream("the server answered with JSON that is nested too deeply", hint=_HINT) from None
+        except (msgspec.MsgspecError, UnicodeError):
+            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
+        try:
+            message = msgspec.json.decode(body, type=_Whole)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            message = _Whole()
+        if message.error:
+            raise error_from_object(message.error)
+        for index, block in enumerate(message.content):
+            self.progress += self._fold.begin(index, bytes(block))
+        self._model = message.model if type(message.model) is str else None
+        self._note_usage(object_(message.usage))
+        if not message.stop_reason:
+            raise BadStream(
+                "the server answered with JSON that is not a finished message", hint=_HINT, server_said=_excerpt(body)
+            )
+        self._stop(message.stop_reason)
+
+    def _note_usage(self, usage: dict[str, Any]) -> None:
+        """Counts are running totals: a later one replaces an earlier one, and what is left out stays."""
+        self._usage.update({name: value for name, value in usage.items() if value is not None})
+
+
+def _index(said: Any) -> int | None:
+    return said if type(said) is int else None
+
+
+def _odd_event(payload: bytes) -> tuple[bytes, _Event | None]:
+    """An event that is not quite what it should be. One of a type we do not know may have any fields. None if it is no event."""
+    text, value = loose(payload)
+    mended = text.encode()
+    try:
+        return mended, _decode_event(mended)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass
+    fields = object_(value)
+    kind = string(fields.get("type"))
+    known = not kind or kind.startswith(("message_", "content_block_"))
+    return mended, None if known else _Event(type=kind, error=fields.get("error"))
+
+
+def _excerpt(data: bytes) -> str:
+    return data[:2000].decode("utf-8", "replace")
+
+
+def _usage(said: dict[str, Any]) -> Usage:
+    """The format counts the prompt in three parts that do not overlap."""
+    uncached = count(said.get("input_tokens"))
+    read = count(said.get("cache_read_input_tokens"))
+    created = count(said.get("cache_creation_input_tokens"))
+    total = None if uncached is None else uncached + (read or 0) + (created or 0)
+    return Usage(
+        input_tokens=total,
+        output_tokens=count(said.get("output_tokens")),
+        cached_input_tokens=read,
+        cache_creation_tokens=created,
+        reasoning_tokens=count(object_(said.get("output_tokens_details")).get("thinking_tokens")),
+    )
+
+
+class AnthropicCodec:
+    """Anthropic Messages over HTTP."""
+
+    path = "/messages"
+    continuable = False  # a partial last answer is refused by newer models (documented), and not known to work elsewhere
+
+    def __init__(self, dialect: AnthropicDialect | None = None) -> None:
+        self._dialect = dialect or AnthropicDialect()
+
+    def encoder(self, model: str) -> AnthropicEncoder:
+        return AnthropicEncoder(model, self._dialect)
+
+    def decoder(self, request: ModelRequest) -> AnthropicDecoder:
+        return AnthropicDecoder(request)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
+        return error_from_response(status, headers, body, address=address)

@@ -1,0 +1,292 @@
+"""Anthropic Messages requests: a conversation to bytes. What is sent and why: docs/protocols/anthropic.md."""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from treadle.errors import UsageError
+from treadle.values.messages import (
+    AssistantMessage,
+    Document,
+    Image,
+    Message,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from treadle.values.request import ModelRequest, Options
+from treadle.wire.anthropic_blocks import FORMAT
+
+__all__ = ["ANTHROPIC_API", "AnthropicDialect", "AnthropicEncoder"]
+
+
+class AnthropicDialect(Struct, frozen=True, kw_only=True):
+    """How requests to one kind of server or model differ.
+
+    Attributes:
+        thinking: How `Options.reasoning` is asked for: `budget` (`thinking.budget_tokens`; models up to Claude 4.5, llama.cpp) or
+            `adaptive` (`output_config.effort`; newer models, which refuse a budget).
+        unsigned_thinking: Send reasoning back whose signature is empty, as llama.cpp's is. Anthropic's own API refuses it.
+        cache: Place `cache_control` markers.
+        max_tokens: `max_tokens` where the options have none, since the format demands it. A thinking budget is added to it.
+    """
+
+    thinking: Literal["budget", "adaptive"] = "budget"
+    unsigned_thinking: bool = True
+    cache: bool = True
+    max_tokens: int = 8_192
+
+
+ANTHROPIC_API = AnthropicDialect(thinking="adaptive", unsigned_thinking=False)
+"""Anthropic's own API with a current model. For models that know only budgets: `thinking="budget"`."""
+
+_BUDGET = {"low": 2_048, "medium": 8_192, "high": 24_576}
+_MIN_BUDGET = 1_024  # documented
+_MARKER = b',"cache_control":{"type":"ephemeral"}'
+_MARKED_MESSAGES = 2
+_OURS = frozenset({"model", "messages", "system", "tools", "stream"})
+
+_encode = msgspec.json.Encoder().encode
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+class AnthropicEncoder:
+    """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends the
+    bytes of a shorter one, cache markers aside, so a turn costs what is new in it.
+
+    Neighbouring messages of one role are one message of the request: the results of a turn and what the user says after them
+    too, as the API demands. So the last message written stays open until another role follows.
+    """
+
+    def __init__(self, model: str, dialect: AnthropicDialect) -> None:
+        self._model = model
+        self._dialect = dialect
+        self._restart()
+
+    def _restart(self) -> None:
+        self._messages: tuple[Message, ...] = ()
+        self._written = bytearray()  # the messages, the last one open
+        self._role = ""
+        self._ends: list[int] = []  # of the last block of each of the user's messages, just before its closing brace
+        self._ids: dict[str, str] = {}  # of the calls of the last turn: as they are in the history -> as they are sent
+        self._used: set[str] = set()
+
+    def encode(self, request: ModelRequest) -> bytes:
+        known = len(self._messages)
+        if request.messages[:known] != self._messages:
+            self._restart()
+            known = 0
+        system = [{"type": "text", "text": request.instructions}] if request.instructions else []
+        first = request.messages[0] if request.messages else None
+        if isinstance(first, SystemMessage):
+            if first.content:
+                system.append({"type": "text", "text": first.content})
+            known = max(known, 1)
+        try:
+            head = self._head(request, system)
+            for message in request.messages[known:]:
+                self._add(message)
+        except UnicodeEncodeError:
+            self._restart()
+            raise UsageError(
+                "a message, a tool or an option holds half of a surrogate pair, which no JSON can carry",
+                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
+            ) from None
+        self._messages = request.messages
+        return b"".join((head, b',"messages":[', *self._marked(), b"]}]}" if self._written else b"]}"))
+
+    def _marked(self) -> Iterator[bytes]:
+        """The messages with cache markers: on the last block of the user's last two messages.
+
+        The last is what the next request will read from the cache; the one before is what this request reads, which the
+        server's look-back of 20 blocks may not reach after a turn with many calls.
+        """
+        ends = self._ends[-_MARKED_MESSAGES:] if self._dialect.cache else []
+        begin = 0
+        for end in ends:
+            yield bytes(self._written[begin:end])
+            yield _MARKER
+            begin = end
+        yield bytes(self._written[begin:])
+
+    def _add(self, message: Message) -> None:
+        if isinstance(message, AssistantMessage):
+            self._write("assistant", self._assistant(message))
+        elif isinstance(message, ToolMessage):
+            self._write("user", [_result(message, self._ids.get(message.call_id) or _id(message.call_id))])
+        elif isinstance(message, UserMessage):
+            blocks = [_attachment(each) for each in message.attachments]
+            if message.content or not blocks:
+                blocks.append({"type": "text", "text": message.content})
+            self._write("user", blocks)
+        else:
+            self._write("user", [{"type": "text", "text": message.content}])
+
+    def _write(self, role: str, blocks: list[Any]) -> None:
+        if not blocks:
+            return  # a message that says nothing, or nothing that may go to this server: strict servers refuse it
+        items = b",".join(map(_encode, blocks))
+        if role == self._role:
+            self._written += b","
+        else:
+            if self._written:
+                self._written += b"]},"
+            self._written += b'{"role":"%s","content":[' % role.encode()
+            self._role = role
+            if role == "user":
+                self._ends.append(0)
+        self._written += items
+        if role == "user":
+            self._ends[-1] = len(self._written) - 1
+
+    def _assistant(self, message: AssistantMessage) -> list[Any]:
+        self._ids = {}
+        blocks: list[Any] = []
+        for part in message.content:
+            if isinstance(part, Text):
+                if part.text.strip():  # the API refuses text that is empty or all blanks, though its models write it
+                    blocks.append({"type": "text", "text": part.text})
+            elif isinstance(part, ToolCall):
+                blocks.append(
+                    {
+                        "type": "tool_use",
+                        "id": self._call_id(part.id),
+                        "name": _NOT_IN_A_NAME.sub("_", part.name)[:64] or "unknown",
+                        "input": _object(part.arguments) or msgspec.Raw(b"{}"),
+                    }
+                )
+            elif isinstance(part, Thinking):
+                if part.source == "block" and (part.signature or (part.signature == "" and self._dialect.unsigned_thinking)):
+                    blocks.append({"type": "thinking", "thinking": part.text, "signature": part.signature})
+            elif part.format == FORMAT and (data := _object(part.data)):
+                blocks.append(data)
+        return blocks
+
+    def _call_id(self, id: str) -> str:
+        """The id to send: one that the API takes, and that no earlier call of the request has."""
+        sent = base = _id(id)
+        n = 1
+        while sent in self._used:
+            n += 1
+            sent = f"{base}_{n}"
+        self._used.add(sent)
+        self._ids[id] = sent
+        return sent
+
+    def _head(self, request: ModelRequest, system: list[dict[str, Any]]) -> bytes:
+        head: dict[str, Any] = {"model": self._model, "stream": True, **_options(request, self._dialect)}
+        tools: list[dict[str, Any]] = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in request.tools
+        ]
+        for name, blocks in (("tools", tools), ("system", system)):
+            if blocks:
+                if self._dialect.cache:
+                    blocks[-1] = {**blocks[-1], "cache_control": {"type": "ephemeral"}}
+                head[name] = blocks
+        return _encode(head)[:-1]
+
+
+def _options(request: ModelRequest, dialect: AnthropicDialect) -> dict[str, Any]:
+    options = request.options
+    taken = _OURS & options.extra_body.keys()
+    if taken:
+        raise UsageError(f"extra_body may not set {', '.join(sorted(taken))}", hint="These fields are the run's own.")
+    choice = options.tool_choice if request.tools else None  # without tools the API refuses it
+    forced = choice is not None and choice not in ("auto", "none")
+    fields: dict[str, Any] = {
+        "max_tokens": dialect.max_tokens if options.max_tokens is None else options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "stop_sequences": list(options.stop) or None,
+        "tool_choice": _choice(choice),
+    }
+    reasoning = {} if forced and options.reasoning != "off" else _reasoning(options, dialect)
+    if reasoning.get("thinking", {}).get("type") in ("enabled", "adaptive"):
+        fields["temperature"] = None  # with thinking only 1 is allowed, which is the default
+        if options.top_p is not None and options.top_p < 0.95:
+            fields["top_p"] = None
+    fields |= reasoning
+    return {key: value for key, value in fields.items() if value is not None} | options.extra_body
+
+
+def _choice(choice: str | None) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    kinds = {"auto": "auto", "none": "none", "required": "any"}
+    return {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
+
+
+def _reasoning(options: Options, dialect: AnthropicDialect) -> dict[str, Any]:
+    """The fields that ask for reasoning; with a budget `max_tokens` too, which must be larger."""
+    if options.reasoning is None:
+        return {}
+    if options.reasoning == "off":
+        return {"thinking": {"type": "disabled"}}
+    if dialect.thinking == "adaptive":
+        return {"thinking": {"type": "adaptive"}, "output_config": {"effort": options.reasoning}}
+    budget = _BUDGET[options.reasoning]
+    if options.max_tokens is None:
+        return {"max_tokens": dialect.max_tokens + budget, "thinking": {"type": "enabled", "budget_tokens": budget}}
+    budget = min(budget, options.max_tokens * 3 // 4)  # the rest is for the answer
+    return {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget >= _MIN_BUDGET else {}
+
+
+def _attachment(attached: Image | Document) -> dict[str, Any]:
+    kind, media_type = ("image" if isinstance(attached, Image) else "document"), attached.media_type
+    block: dict[str, Any] = {"type": kind, "source": {}}
+    text = _text_of(attached) if isinstance(attached, Document) else None
+    if text is not None:
+        block["source"] = {"type": "text", "media_type": "text/plain", "data": text}
+    else:
+        block["source"] = {"type": "base64", "media_type": media_type, "data": base64.b64encode(attached.data).decode()}
+    if isinstance(attached, Document) and attached.name:
+        block["title"] = attached.name
+    return block
+
+
+def _text_of(document: Document) -> str | None:
+    """A document's text, if it is one: the API takes text only as text, and only PDF as bytes."""
+    if not document.media_type.startswith("text/") and document.media_type.partition(";")[0] != "application/json":
+        return None
+    try:
+        return document.data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _result(message: ToolMessage, id: str) -> dict[str, Any]:
+    text = message.content + (f"\n[{message.note}]" if message.note else "")
+    if message.is_error and not text:
+        text = "The call failed."  # the API refuses an error that says nothing
+    content: Any = text
+    if message.images:
+        content = [{"type": "text", "text": text}] if text else []
+        content += [_attachment(image) for image in message.images]
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": id, "content": content}
+    if message.is_error:
+        block["is_error"] = True
+    return block
+
+
+def _id(id: str) -> str:
+    """An id of letters, digits, `_` and `-`, which is all the API takes; another one is mended, and stays its own."""
+    mended = _NOT_IN_A_NAME.sub("_", id)
+    return id if mended == id and id else f"{mended}_{zlib.crc32(id.encode('utf-8', 'replace')):08x}"
+
+
+def _object(text: str) -> msgspec.Raw | None:
+    """JSON text of an object, as it is; None if it is no such text."""
+    try:
+        return msgspec.Raw(text.encode()) if type(msgspec.json.decode(text)) is dict else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None

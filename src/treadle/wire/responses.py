@@ -1,0 +1,325 @@
+"""OpenAI Responses, streamed and without state on the server.
+
+What servers really send, and what the documentation says: docs/protocols/responses.md. Streaming and whole answers go
+through one decoder, because some servers send JSON where a stream was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from treadle.errors import BadStream, ModelError, StreamTruncated
+from treadle.values.events import Delta
+from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.usage import Usage
+from treadle.wire.chat_errors import error_from_response
+from treadle.wire.responses_errors import error_in_stream
+from treadle.wire.responses_items import ItemsFold, mended
+from treadle.wire.responses_requests import LLAMACPP_RESPONSES, ResponsesDialect, ResponsesEncoder
+from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.untyped import count, object_, string
+
+__all__ = [
+    "LLAMACPP_RESPONSES",
+    "MAX_BODY_BYTES",
+    "ResponsesCodec",
+    "ResponsesDecoder",
+    "ResponsesDialect",
+    "ResponsesEncoder",
+]
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
+
+_FINISH: dict[str, Finish] = {"completed": "end", "max_output_tokens": "length", "content_filter": "refused"}
+_TERMINAL = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+
+
+class _Event(Struct, gc=False):
+    type: Any = None
+    delta: Any = None
+    item_id: Any = None
+    output_index: Any = None
+    summary_index: Any = None
+    item: msgspec.Raw = msgspec.Raw()
+    response: msgspec.Raw = msgspec.Raw()
+    error: Any = None
+    model: Any = None
+
+
+class _Response(Struct, gc=False):
+    status: Any = None
+    error: Any = None
+    incomplete_details: Any = None
+    usage: Any = None
+    model: Any = None
+    output: msgspec.Raw = msgspec.Raw()
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class ResponsesDecoder:
+    """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
+
+    - `StreamTruncated`: no event said that the response is completed or incomplete. `[DONE]` alone does not.
+    - `BadStream`: what came is neither an event stream nor a response.
+    - any `ModelError`: the response failed, or the server sent an error.
+
+    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
+    """
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.progress = 0
+        self.finished = False
+        self.done = False
+        self.error: ModelError | None = None
+        self._fold = ItemsFold(
+            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
+        )
+        self._max_tokens = request.options.max_tokens
+        self._sse = SSEDecoder()
+        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
+        self._received = 0
+        self._begun = False
+        self._frames = 0
+        self._said: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._model: str | None = None
+
+    @property
+    def began(self) -> bool:
+        return not self._fold.empty or self.finished
+
+    def feed(self, data: bytes) -> list[Delta]:
+        if self.done:
+            return []
+        try:
+            self._feed(data)
+        except ModelError as error:
+            self._fail(error)
+        return self._fold.take()
+
+    def close(self, *, clean: bool = True) -> list[Delta]:
+        if not self.done:
+            try:
+                self._close()
+            except ModelError as error:
+                self._fail(error)
+        if self.error is None and not self.finished:
+            what = "after its answer began" if not self._fold.empty else "after nothing at all"
+            self.error = StreamTruncated(f"the stream ended {what}, and nothing said that the response is complete")
+        return self._fold.take()
+
+    @property
+    def reply(self) -> Reply:
+        usage = _usage(self._usage)
+        finish = self._finish(usage) if self.finished else None
+        return Reply(message=self._fold.message(), finish=finish, finish_said=self._said, usage=usage, model=self._model)
+
+    def _finish(self, usage: Usage) -> Finish:
+        finish = _FINISH.get(self._said or "", "unknown")
+        if finish != "end":
+            return finish
+        if self._fold.refused:
+            return "refused"
+        # llama.cpp says `completed` of a response that its bound on tokens cut (seen), so the count has to tell.
+        cut = self._max_tokens is not None and usage.output_tokens is not None and usage.output_tokens >= self._max_tokens
+        if cut or self._fold.has_cut_call:
+            return "length"
+        return "tool_use" if self._fold.has_calls else "end"
+
+    def _fail(self, error: ModelError) -> None:
+        self.error = error
+        self.done = True
+        self.finished = False
+
+    def _feed(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > MAX_BODY_BYTES:
+            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
+        if not self._begun:
+            self._begin(data)
+        if self._body is not None:
+            self._body.append(data)
+            return
+        for event, payload in self._sse.feed(data):
+            self._frame(event, payload)
+            if self.done:
+                return
+        if self._sse.overflow:
+            raise BadStream(
+                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
+            )
+
+    def _close(self) -> None:
+        if self._body is not None:
+            self._whole(b"".join(self._body))
+        has_lines = self._sse.has_lines
+        for event, payload in self._sse.close():
+            with contextlib.suppress(BadStream):  # the last frame was cut: that nothing said the end says so
+                self._frame(event, payload)
+        if has_lines and self._begun and not self._frames:
+            raise BadStream("the answer is not an event stream: it holds no event at all")
+
+    def _begin(self, data: bytes) -> None:
+        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")
+        if not start:
+            return
+        self._begun = True
+        if start[:1] == b"{":
+            self._body = []
+        elif start[:1] == b"<":
+            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
+        elif start[0] not in _SSE_STARTS:
+            raise BadStream("the server's answer is neither an event stream nor JSON", server_said=_excerpt(data))
+
+    def _frame(self, name: str, payload: bytes) -> None:
+        self._frames += 1
+        if payload[:6] == b"[DONE]":
+            self.done = True
+            return
+        if not payload:
+            return  # a ping
+        event = _read_event(payload)
+        if name == "error" or (event is not None and _is_error(event)):
+            raise error_in_stream((event.error if event is not None else None) or _loose(payload))
+        if event is None:
+            raise BadStream("a frame of the stream is not a Responses event", server_said=_excerpt(payload))
+        kind = event.type if type(event.type) is str else name
+        delta = event.delta
+        if type(delta) is str and delta:
+            self._delta(kind, event, delta)
+        elif kind in _TERMINAL:
+            self._terminal(kind, bytes(event.response))
+        elif kind == "response.output_item.added":
+            self._fold.added(bytes(event.item), event.output_index)
+            self.progress += 1
+        elif kind == "response.output_item.done":
+            self._fold.done(bytes(event.item), event.output_index)
+            self.progress += 1
+        elif self._model is None and kind == "response.created":
+            self._model = string(_read_response(bytes(event.response)).model) or string(event.model) or None
+
+    def _delta(self, kind: str, event: _Event, delta: str) -> None:
+        fold, id, index = self._fold, event.item_id, event.output_index
+        self.progress += 1
+        if kind == "response.output_text.delta":
+            fold.text(id, index, delta)
+        elif kind == "response.function_call_arguments.delta":
+            fold.arguments(id, index, delta)
+        elif kind == "response.reasoning_text.delta":
+            fold.thinking(id, index, delta, way="text")
+        elif kind == "response.reasoning_summary_text.delta":
+            fold.thinking(id, index, delta, way="summary", part=event.summary_index)
+        elif kind == "response.refusal.delta":
+            fold.text(id, index, delta, refusal=True)
+
+    def _terminal(self, kind: str, raw: bytes) -> None:
+        response = _read_response(raw)
+        status = string(response.status)
+        if status in ("", "in_progress", "queued"):
+            status = kind.removeprefix("response.")
+        self._usage = object_(response.usage)
+        self._model = string(response.model) or self._model
+        with contextlib.suppress(msgspec.MsgspecError):
+            self._fold.final([bytes(item) for item in _decode_items(bytes(response.output) or b"[]")])
+        if status == "failed" or kind == "response.failed":
+            raise error_in_stream(response.error or {"code": "server_error"})
+        # vLLM says `incomplete` inside of an event `response.completed` (captured).
+        reason = string(object_(response.incomplete_details).get("reason")) if status == "incomplete" else ""
+        self._said = (reason or status)[:100]
+        self.progress += 1
+        self.finished = self.done = True
+
+    def _whole(self, body: bytes) -> None:
+        body = body.lstrip(b"\xef\xbb\xbf \t\r\n")
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)
+        except RecursionError:
+            raise BadStream("the server answered with JSON that is nested too deeply") from None
+        except (msgspec.MsgspecError, UnicodeError):
+            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
+        self._frames += 1
+        response = _read_response(body)
+        status = string(response.status)
+        if response.error and status != "failed":
+            raise error_in_stream(response.error)
+        if status not in ("completed", "incomplete", "failed", "cancelled"):
+            raise BadStream("the server answered with JSON that is no finished response", server_said=_excerpt(body))
+        self._terminal(f"response.{status}", body)
+
+
+def _is_error(event: _Event) -> bool:
+    kind = string(event.type)
+    return kind in ("error", "response.error") or (bool(event.error) and not kind.startswith("response."))
+
+
+def _read_event(payload: bytes) -> _Event | None:
+    """The event; None if it is none. Bytes and escapes that are no characters become U+FFFD."""
+    try:
+        return _decode_event(payload)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        try:
+            return _decode_event(mended(payload) or b"")
+        except (msgspec.MsgspecError, RecursionError):
+            return None
+
+
+def _read_response(raw: bytes) -> _Response:
+    try:
+        return _decode_response(raw)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        try:
+            return _decode_response(mended(raw) or b"{}")
+        except (msgspec.MsgspecError, RecursionError):
+            return _Response()
+
+
+def _loose(payload: bytes) -> Any:
+    """An error event's own fields (code, message, param), or its text."""
+    try:
+        return object_(msgspec.json.decode(mended(payload) or b"{}")) or _excerpt(payload)
+    except (msgspec.MsgspecError, RecursionError):
+        return _excerpt(payload)
+
+
+def _excerpt(data: bytes) -> str:
+    return data[:2000].decode("utf-8", "replace")
+
+
+def _usage(said: dict[str, Any]) -> Usage:
+    read = object_(said.get("input_tokens_details"))
+    return Usage(
+        input_tokens=count(said.get("input_tokens")),
+        output_tokens=count(said.get("output_tokens")),
+        cached_input_tokens=count(read.get("cached_tokens")),
+        cache_creation_tokens=count(read.get("cache_write_tokens")),
+        reasoning_tokens=count(object_(said.get("output_tokens_details")).get("reasoning_tokens")),
+    )
+
+
+class ResponsesCodec:
+    """Responses over HTTP."""
+
+    path = "/responses"
+    continuable = False
+
+    def __init__(self, dialect: ResponsesDialect | None = None) -> None:
+        self._dialect = dialect or ResponsesDialect()
+
+    def encoder(self, model: str) -> ResponsesEncoder:
+        return ResponsesEncoder(model, self._dialect)
+
+    def decoder(self, request: ModelRequest) -> ResponsesDecoder:
+        return ResponsesDecoder(request)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
+        return error_from_response(status, headers, body, address=address)
