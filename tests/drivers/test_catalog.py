@@ -207,6 +207,66 @@ def test_presets_are_data_that_can_be_added_to(monkeypatch: pytest.MonkeyPatch) 
 def test_every_preset_says_how_to_start_it() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
+        if not preset.local:
+            continue
         assert preset.base_url.endswith("/v1")
         assert preset.start_hint.format(model="NAME", port=1)
         assert preset.fetch_hint.format(model="NAME", port=1)
+
+
+HOSTED = {
+    "openai/gpt-5": ("https://api.openai.com/v1/responses", {"Authorization": "Bearer k"}),
+    "anthropic/claude-opus-4-6": (
+        "https://api.anthropic.com/v1/messages",
+        {"x-api-key": "k", "anthropic-version": "2023-06-01"},
+    ),
+    "gemini/gemini-2.5-flash": (
+        "https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse",
+        {"x-goog-api-key": "k"},
+    ),
+    "openrouter/meta/llama-4": ("https://openrouter.ai/api/v1/chat/completions", {"Authorization": "Bearer k"}),
+    "deepseek/deepseek-chat": ("https://api.deepseek.com/v1/chat/completions", {"Authorization": "Bearer k"}),
+    "groq/llama": ("https://api.groq.com/openai/v1/chat/completions", {"Authorization": "Bearer k"}),
+    "together/llama": ("https://api.together.xyz/v1/chat/completions", {"Authorization": "Bearer k"}),
+    "mistral/mistral-large": ("https://api.mistral.ai/v1/chat/completions", {"Authorization": "Bearer k"}),
+    "xai/grok": ("https://api.x.ai/v1/chat/completions", {"Authorization": "Bearer k"}),
+}
+
+
+class TestHosted:
+    """Providers: data, not classes. What goes where, and with whose key."""
+
+    @pytest.mark.parametrize("model", HOSTED)
+    def test_where_it_goes_and_with_which_headers(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for preset in PRESETS.values():
+            if preset.key_env:
+                monkeypatch.setenv(preset.key_env, f"wrong {preset.name}")
+        preset = PRESETS[model.partition("/")[0]]
+        monkeypatch.setenv(str(preset.key_env), "k")
+        driver = driver_for(model)
+        assert isinstance(driver, HttpDriver)
+        url, headers = HOSTED[model]
+        assert driver.base_url + driver.codec.path == url
+        assert driver.served_model == model.partition("/")[2]
+        assert driver.model == model
+        sent = driver.headers(ModelRequest(messages=()))
+        assert {name: sent.get(name) for name in headers} == headers
+        assert "wrong" not in str(sent)
+
+    @pytest.mark.parametrize("model", HOSTED)
+    def test_without_a_key_none_is_sent(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        preset = PRESETS[model.partition("/")[0]]
+        monkeypatch.delenv(str(preset.key_env), raising=False)
+        sent = driver_for(model)
+        assert isinstance(sent, HttpDriver)
+        names = {name.lower() for name in sent.headers(ModelRequest(messages=()))}
+        assert not names & {"authorization", "x-api-key", "x-goog-api-key"}
+
+    @pytest.mark.parametrize("provider", [name for name, preset in PRESETS.items() if not preset.local])
+    def test_a_provider_alone_names_no_model(self, provider: str) -> None:
+        with pytest.raises(UsageError, match="names no model") as caught:
+            driver_for(provider)
+        assert f"{provider}/MODEL" in caught.value.hint
+
+    def test_local_asks_none_of_them(self) -> None:
+        assert [name for name, preset in PRESETS.items() if preset.local] == ["ollama", "lmstudio", "vllm", "llamacpp"]

@@ -19,6 +19,7 @@ from msgspec import Struct
 from treadle.drivers.address import ApiKey, check_url
 from treadle.errors import UsageError
 from treadle.values.ports import Driver
+from treadle.wire.codec import Codec
 from treadle.wire.dialects import LLAMACPP, Dialect
 
 __all__ = ["PRESETS", "Preset", "addresses", "driver_for", "key_at", "preset_at"]
@@ -38,6 +39,7 @@ class Preset(Struct, frozen=True, kw_only=True):
         start_hint: The command that starts it; `{model}` and `{port}` are filled in. Empty for what you cannot start.
         fetch_hint: The command that fetches another model, or serves it.
         local: Runs on the user's machine: `local` looks for it.
+        codec: The wire format, made for a model's name; by default Chat Completions in the preset's dialect.
     """
 
     name: str
@@ -50,6 +52,41 @@ class Preset(Struct, frozen=True, kw_only=True):
     start_hint: str = ""
     fetch_hint: str = ""
     local: bool = True
+    codec: Callable[[str], Codec] | None = None
+
+    def codec_for(self, model: str) -> Codec:
+        if self.codec is not None:
+            return self.codec(model)
+        from treadle.wire.chat import ChatCodec
+
+        return ChatCodec(self.dialect)
+
+
+def _responses(model: str) -> Codec:
+    from treadle.wire.responses import ResponsesCodec
+    from treadle.wire.responses_requests import ResponsesDialect
+
+    # A model that does not reason answers a request for its reasoning with a 400 (reported of gpt-4o and older).
+    return ResponsesCodec(ResponsesDialect(encrypted_reasoning=not re.match(r"gpt-(3|4)", model)))
+
+
+def _anthropic(model: str) -> Codec:
+    from treadle.wire.anthropic import AnthropicCodec
+    from treadle.wire.anthropic_requests import ANTHROPIC_API, AnthropicDialect
+
+    # Up to Claude 4.5 thinking has a budget, later models answer one with a 400 (docs/protocols/anthropic.md).
+    older = re.match(r"claude-(?:3|(?:opus|sonnet|haiku)-4(?:-[0-5])?(?:-\d{8})?$)", model)
+    return AnthropicCodec(AnthropicDialect(thinking="budget", unsigned_thinking=False) if older else ANTHROPIC_API)
+
+
+def _gemini(model: str) -> Codec:
+    from treadle.wire.gemini import GeminiCodec
+
+    return GeminiCodec(model)
+
+
+def _hosted(name: str, title: str, base_url: str, key_env: str, codec: Callable[[str], Codec] | None = None) -> Preset:
+    return Preset(name=name, title=title, base_url=base_url, key_env=key_env, local=False, codec=codec)
 
 
 # Sources, all read 2026-11: ollama/ollama envconfig/config.go and docs; lmstudio.ai/docs/developer/core/authentication;
@@ -94,9 +131,19 @@ PRESETS: dict[str, Preset] = {
             start_hint="llama-server -m FILE --port {port}",
             fetch_hint="llama-server -m FILE --port {port}",
         ),
+        # Addresses and variables: each provider's own API documentation, read 2026-11.
+        _hosted("openai", "OpenAI", "https://api.openai.com/v1", "OPENAI_API_KEY", _responses),
+        _hosted("anthropic", "Anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", _anthropic),
+        _hosted("gemini", "Gemini", "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY", _gemini),
+        _hosted("openrouter", "OpenRouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+        _hosted("deepseek", "DeepSeek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+        _hosted("groq", "Groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+        _hosted("together", "Together", "https://api.together.xyz/v1", "TOGETHER_API_KEY"),
+        _hosted("mistral", "Mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+        _hosted("xai", "xAI", "https://api.x.ai/v1", "XAI_API_KEY"),
     )
 }
-"""Every server that can be named, in the order in which `local` prefers them."""
+"""Every server that can be named: those that run here in the order in which `local` prefers them, then the hosted ones."""
 
 
 def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
@@ -126,10 +173,21 @@ def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
     preset = PRESETS.get(provider)
     if preset is None:
         raise _unknown(text)
+    if not preset.local:
+        return _hosted_driver(preset, name, text, api_key)
     urls = addresses(preset)
     if name and len(urls) == 1:
         return http_driver(urls[0], name, name=text, api_key=api_key)
     return DiscoveredDriver(text.rstrip("/"), provider=provider, name=name, api_key=api_key)
+
+
+def _hosted_driver(preset: Preset, name: str, text: str, api_key: ApiKey) -> Driver:
+    from treadle.drivers.http import HttpDriver
+
+    if not name:
+        raise UsageError(f"{text!r} names no model of {preset.title}", hint=f"Write {preset.name}/MODEL.")
+    key = key_at(preset.base_url) if api_key is None else api_key
+    return HttpDriver(preset.codec_for(name), preset.base_url, name, name=text, api_key=key)
 
 
 def addresses(preset: Preset) -> tuple[str, ...]:

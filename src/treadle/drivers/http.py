@@ -58,7 +58,7 @@ class HttpDriver:
         base_url: Where the format's paths begin, usually ending in `/v1`.
         model: The model's name as the server knows it.
         name: The name in events and reports; by default `base_url#model`.
-        api_key: Sent as a bearer token when there is one.
+        api_key: Sent where the format wants it, when there is one.
         headers: Sent with every request.
         client: Your own session: its pool, proxies and lifetime are yours. By default each run has its own.
         explain: Called when the server cannot be reached or does not know the path; returns a sentence on what is
@@ -130,9 +130,8 @@ class HttpDriver:
             "Accept-Encoding": "identity",
             "User-Agent": _USER_AGENT,
             **self._headers,
+            **self.codec.headers(usable_key(self._api_key)),
         }
-        if key := usable_key(self._api_key):
-            headers["Authorization"] = f"Bearer {key}"
         headers |= request.options.extra_headers
         for name, value in headers.items():
             if not (value.isascii() and value.isprintable()):

@@ -357,6 +357,9 @@ class AnthropicCodec:
     def __init__(self, dialect: AnthropicDialect | None = None) -> None:
         self._dialect = dialect or AnthropicDialect()
 
+    def headers(self, key: str | None) -> dict[str, str]:
+        return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
+
     def encoder(self, model: str) -> AnthropicEncoder:
         return AnthropicEncoder(model, self._dialect)
 

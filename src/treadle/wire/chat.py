@@ -20,6 +20,7 @@ from treadle.values.request import ModelRequest, Reply
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.chat_requests import ChatEncoder
+from treadle.wire.codec import bearer
 from treadle.wire.dialects import FINISH, Dialect
 from treadle.wire.fold import ReplyFold
 from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
@@ -358,6 +359,9 @@ class ChatCodec:
     @property
     def continuable(self) -> bool:
         return self._dialect.continues is not None
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        return bearer(key)
 
     def encoder(self, model: str) -> ChatEncoder:
         return ChatEncoder(model, self._dialect)

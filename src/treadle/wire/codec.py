@@ -9,7 +9,12 @@ from treadle.errors import ModelError
 from treadle.values.events import Delta
 from treadle.values.request import ModelRequest, Reply
 
-__all__ = ["Codec", "Decoder", "Encoder"]
+__all__ = ["Codec", "Decoder", "Encoder", "bearer"]
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that most formats carry a key in."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class Encoder(Protocol):
@@ -69,6 +74,10 @@ class Codec(Protocol):
     @property
     def continuable(self) -> bool:
         """The server can go on from a partial answer."""
+        ...
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """The format's own headers, with the key where the format wants it."""
         ...
 
     def encoder(self, model: str) -> Encoder: ...

@@ -344,6 +344,9 @@ class GeminiCodec:
         name = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
         self.path = f"/{quote(name)}:streamGenerateContent?alt=sse"
 
+    def headers(self, key: str | None) -> dict[str, str]:
+        return {"x-goog-api-key": key} if key else {}
+
     def encoder(self, model: str) -> GeminiEncoder:
         if model != self._model:
             raise UsageError(

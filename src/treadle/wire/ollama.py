@@ -17,6 +17,7 @@ from treadle.values.request import Finish, ModelRequest, Reply
 from treadle.values.usage import Usage
 from treadle.wire.chat import MAX_BODY_BYTES
 from treadle.wire.chat_errors import error_from_object, error_from_response
+from treadle.wire.codec import bearer
 from treadle.wire.fold import ReplyFold
 from treadle.wire.ollama_requests import OllamaEncoder
 from treadle.wire.sse import MAX_FRAME_BYTES
@@ -259,6 +260,9 @@ class OllamaCodec:
 
     def __init__(self, *, num_ctx: int | None = None) -> None:
         self._num_ctx = num_ctx
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        return bearer(key)
 
     def encoder(self, model: str) -> OllamaEncoder:
         return OllamaEncoder(model, num_ctx=self._num_ctx)

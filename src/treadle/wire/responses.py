@@ -18,6 +18,7 @@ from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_response
+from treadle.wire.codec import bearer
 from treadle.wire.responses_errors import error_in_stream
 from treadle.wire.responses_items import ItemsFold, mended
 from treadle.wire.responses_requests import LLAMACPP_RESPONSES, ResponsesDialect, ResponsesEncoder
@@ -314,6 +315,9 @@ class ResponsesCodec:
 
     def __init__(self, dialect: ResponsesDialect | None = None) -> None:
         self._dialect = dialect or ResponsesDialect()
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        return bearer(key)
 
     def encoder(self, model: str) -> ResponsesEncoder:
         return ResponsesEncoder(model, self._dialect)
