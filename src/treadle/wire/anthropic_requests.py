@@ -166,11 +166,17 @@ class AnthropicEncoder:
                     }
                 )
             elif isinstance(part, Thinking):
-                if part.source == "block" and (part.signature or (part.signature == "" and self._dialect.unsigned_thinking)):
+                if part.source == "block" and self._is_ours(part.signature):
                     blocks.append({"type": "thinking", "thinking": part.text, "signature": part.signature})
             elif part.format == FORMAT and (data := _object(part.data)):
                 blocks.append(data)
         return blocks
+
+    def _is_ours(self, signature: str | None) -> bool:
+        """The signature is base64, as this format's are; others bring a mark, such as `gemini:`."""
+        if not signature:
+            return signature == "" and self._dialect.unsigned_thinking
+        return ":" not in signature
 
     def _call_id(self, id: str) -> str:
         """The id to send: one that the API takes, and that no earlier call of the request has."""
