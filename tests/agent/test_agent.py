@@ -151,6 +151,17 @@ def test_a_turn_of_text() -> None:
     assert requests == [[{"role": "user", "content": "Hi"}]]
 
 
+def test_the_text_alone() -> None:
+    async def main() -> tuple[list[str], RunResult]:
+        async with ByteServer([sse(*reply("Hel", calls=[("look", {"what": "a"})])), sse(*reply("lo"))]) as server:
+            async with agent_of(server).stream("Hi") as running:
+                return [text async for text in running.text_deltas()], running.result
+
+    texts, result = run_virtual(main())
+    assert "".join(texts) == "Hello"
+    assert result.stop_reason == "end"
+
+
 def test_two_read_only_tools_run_at_the_same_time() -> None:
     async def main() -> None:
         calls = [("look", {"what": "a"}), ("look", {"what": "b"})]

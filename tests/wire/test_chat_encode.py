@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ from treadle.values.messages import (
 )
 from treadle.values.request import ModelRequest, Options, ToolSpec
 from treadle.wire.chat import ChatCodec
-from treadle.wire.dialects import Dialect
+from treadle.wire.dialects import LLAMACPP, VLLM, Dialect
 
 CONVERSATION: tuple[Message, ...] = (
     UserMessage("Weather in Oslo? 日本"),
@@ -110,6 +111,21 @@ def test_a_longer_conversation_extends_the_bytes_of_a_shorter_one(length: int) -
     shorter = encoder.encode(ModelRequest(messages=CONVERSATION[:length], tools=(TOOL,)))
     longer = encoder.encode(ModelRequest(messages=CONVERSATION, tools=(TOOL,)))
     assert longer.startswith(shorter.removesuffix(b"]}"))
+
+
+@pytest.mark.parametrize(
+    ("level", "dialect", "added"),
+    [
+        (None, Dialect(), {}),
+        ("off", Dialect(), {"reasoning_effort": "none"}),
+        ("high", Dialect(), {"reasoning_effort": "high"}),
+        ("off", LLAMACPP, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("low", VLLM, {"chat_template_kwargs": {"enable_thinking": True}}),
+    ],
+)
+def test_how_hard_to_think(level: Any, dialect: Dialect, added: dict[str, Any]) -> None:
+    sent = json.loads(encode(ModelRequest(messages=(UserMessage("Hi"),), options=Options(reasoning=level)), dialect))
+    assert {key: sent[key] for key in sent if "reasoning" in key or "template" in key} == added
 
 
 class TestImages:

@@ -11,7 +11,7 @@ from typing import Self
 from treadle.agent.mailbox import Mailbox
 from treadle.core.loop import Loop
 from treadle.errors import UsageError
-from treadle.values.events import Ended, Event, Failed
+from treadle.values.events import Ended, Event, Failed, TextDelta
 from treadle.values.state import RunResult
 
 __all__ = ["Run"]
@@ -95,6 +95,18 @@ class Run:
         elif isinstance(event, Failed):
             self._failed = True
         return event
+
+    async def text_deltas(self) -> AsyncIterator[str]:
+        """The answer's text alone, as it is written, of all turns.
+
+        For readers that cannot take text back: with `on_interrupted="restart"` read the events, where `Discarded` says what is void.
+
+        Raises:
+            TreadleError: The run failed, after what was given.
+        """
+        async for event in self:
+            if isinstance(event, TextDelta):
+                yield event.text
 
     def _begin(self) -> None:
         if self._loop is not None or self._over:

@@ -20,7 +20,7 @@ from treadle.drivers.address import ApiKey, check_url
 from treadle.errors import UsageError
 from treadle.values.ports import Driver
 from treadle.wire.codec import Codec
-from treadle.wire.dialects import LLAMACPP, Dialect
+from treadle.wire.dialects import LLAMACPP, VLLM, Dialect
 
 __all__ = ["PRESETS", "Preset", "addresses", "driver_for", "key_at", "preset_at"]
 
@@ -117,6 +117,7 @@ PRESETS: dict[str, Preset] = {
             title="vLLM",
             base_url="http://127.0.0.1:8000/v1",
             key_env="VLLM_API_KEY",
+            dialect=VLLM,
             start_hint="vllm serve {model} --port {port}",
             fetch_hint="vllm serve {model} --port {port}",
         ),

@@ -80,6 +80,8 @@ class ChatEncoder:
             head["return_progress"] = True
         if request.continues is not None:
             head |= self._dialect.continues or {}
+        if request.options.reasoning is not None:
+            head |= self._dialect.reasoning[request.options.reasoning]
         head |= _options(request.options)
         if request.tools:
             head["tools"] = [

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from treadle.values.request import Finish
 
-__all__ = ["FINISH", "LLAMACPP", "Dialect"]
+__all__ = ["FINISH", "LLAMACPP", "VLLM", "Dialect"]
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
@@ -23,17 +24,28 @@ class Dialect(Struct, frozen=True, kw_only=True):
         ask_progress: Send `return_progress`, so that reading a long prompt is seen to advance.
         continues: What to add to a request whose last message is a partial answer, so that the server goes on from it;
             None where that is not known to work.
+        reasoning: What to add to a request for each value of `Options.reasoning`. Servers that know only on and off take every
+            level for on.
     """
 
     send_reasoning: bool = True
     ask_usage: bool = True
     ask_progress: bool = False
     continues: dict[str, Any] | None = None
+    reasoning: dict[str, dict[str, Any]] = msgspec.field(default_factory=lambda: _BY_EFFORT)
 
 
-LLAMACPP = Dialect(ask_progress=True, continues={})
+_BY_EFFORT = {level: {"reasoning_effort": "none" if level == "off" else level} for level in ("off", "low", "medium", "high")}
+_BY_TEMPLATE = {
+    level: {"chat_template_kwargs": {"enable_thinking": level != "off"}} for level in ("off", "low", "medium", "high")
+}
+
+LLAMACPP = Dialect(ask_progress=True, continues={}, reasoning=_BY_TEMPLATE)
 """llama.cpp, run and seen (xllamacpp 2026.10.11549): `return_progress` gives `prompt_progress`; a last message of role
-assistant is gone on from as it is, and streaming sends only what is new."""
+assistant is gone on from as it is, and streaming sends only what is new; `chat_template_kwargs` is accepted."""
+
+VLLM = Dialect(reasoning=_BY_TEMPLATE)
+"""vLLM 0.32 accepts `chat_template_kwargs` (captured), which templates of models that think read."""
 
 FINISH: dict[str, Finish] = {
     # OpenAI's own words; all captured from llama.cpp, vLLM and LiteLLM except content_filter.
