@@ -233,6 +233,6 @@ def _check_open_calls(state: State) -> None:
     if calls != tuple(each.call for each in state.open_calls):
         raise HistoryError("its open calls are not those of its last assistant message")
     for each in state.open_calls:
-        about = each.pending and ToolCall(each.pending.call_id, each.pending.name, each.pending.arguments)
-        if about is not None and about != each.call:
+        asked, call = each.pending, each.call
+        if asked is not None and (asked.call_id, asked.name, asked.arguments) != (call.id, call.name, call.arguments):
             raise HistoryError(f"what was asked about the call {each.call.id!r} is about another one")
