@@ -34,7 +34,8 @@ def check_chat_history(messages: Any) -> None:
         _require("content" in message, here, "has no content")
         content = message["content"]
         nullable = role == "assistant"
-        _require(isinstance(content, str) or (nullable and content is None), here, "content must be a string")
+        in_parts = role == "user" and isinstance(content, list)
+        _require(isinstance(content, str) or in_parts or (nullable and content is None), here, "content must be a string")
         _require(role == "assistant" or "tool_calls" not in message, here, f"is from {role} and has tool_calls")
         if role == "tool":
             _require(bool(waiting), here, "is a result without a call")

@@ -37,7 +37,7 @@ class RunSettings(TypedDict, total=False):
     """What one run may bring. What it does not bring is as the agent has it.
 
     Attributes:
-        history: The conversation so far: `result.messages` of an earlier run.
+        history: The conversation so far: `result.messages` of an earlier run, or OpenAI-style dicts.
         options: Sampling and request options.
         limits: Bounds.
         resources: Objects for tool parameters declared `Injected[...]`; they come before the agent's.
@@ -48,7 +48,7 @@ class RunSettings(TypedDict, total=False):
             server can.
     """
 
-    history: Sequence[Message]
+    history: Sequence[Message | Mapping[str, Any]]
     options: Options
     limits: Limits
     resources: Sequence[object]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 from treadle.errors import HistoryError
 from treadle.values.events import Repaired
 from treadle.values.messages import AssistantMessage, Message, Part, SystemMessage, ToolCall, ToolMessage, UserMessage
+from treadle.values.openai import message_from_dict
 
 __all__ = ["check_history", "repaired"]
 
@@ -48,18 +50,20 @@ def check_history(messages: Sequence[Message]) -> None:
         raise HistoryError(f"the conversation ends without a result for the call {expected[0]!r}")
 
 
-def repaired(history: Sequence[Message]) -> tuple[tuple[Message, ...], list[Repaired]]:
+def repaired(history: Sequence[Message | Mapping[str, Any]]) -> tuple[tuple[Message, ...], list[Repaired]]:
     """The conversation in a form that strict servers accept, and what had to be mended for that.
 
     Missing results are filled in and say so; results in another order are put in call order; results that answer no call, or
     answer one twice, and empty assistant messages are dropped; calls of a turn that share an id, or have none, get ids of
-    their own; a system message that is not the first becomes one of the user's.
+    their own; a system message that is not the first becomes one of the user's. OpenAI-style dicts become messages.
 
     Raises:
         HistoryError: An item is no message, or holds something of another type than it should.
     """
     mending = _Mending()
-    for index, message in enumerate(history):
+    names: dict[str, str] = {}
+    for index, item in enumerate(history):
+        message = message_from_dict(item, index, names) if isinstance(item, Mapping) else item
         _check_types(index, message)
         mending.add(index, message)
     mending.close_turn()
