@@ -34,7 +34,9 @@ def check_chat_history(messages: Any) -> None:
         _require("content" in message, here, "has no content")
         content = message["content"]
         nullable = role == "assistant"
-        in_parts = role == "user" and isinstance(content, list)
+        in_parts = (
+            role == "user" and isinstance(content, list) and all(isinstance(p, dict) and p.get("type") in p for p in content)
+        )
         _require(isinstance(content, str) or in_parts or (nullable and content is None), here, "content must be a string")
         _require(role == "assistant" or "tool_calls" not in message, here, f"is from {role} and has tool_calls")
         if role == "tool":
