@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from treadle.drivers.cooldown import Cooldown as Cooldown
     from treadle.drivers.embedded import LlamaServer as LlamaServer
     from treadle.drivers.http import HttpDriver as HttpDriver
+    from treadle.drivers.scripted import ScriptedDriver as ScriptedDriver
+    from treadle.drivers.scripted import calls as calls
     from treadle.errors import AuthenticationFailed as AuthenticationFailed
     from treadle.errors import BadStream as BadStream
     from treadle.errors import ConnectFailed as ConnectFailed
@@ -135,6 +137,10 @@ _EXPORTS = {
     "treadle.drivers.cooldown": ("Cooldown",),
     "treadle.drivers.embedded": ("LlamaServer",),
     "treadle.drivers.http": ("HttpDriver",),
+    "treadle.drivers.scripted": (
+        "ScriptedDriver",
+        "calls",
+    ),
     "treadle.errors": (
         "AuthenticationFailed",
         "BadStream",
