@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tests.conformance.chat_captures import REQUEST, body, cases, merged, status
+from tests.wire import test_anthropic_decode, test_gemini_decode, test_ollama_decode, test_responses_decode
 from treadle.errors import BadStream, HistoryError, ModelError
 from treadle.tools.function import FunctionTool, InvalidArguments, tool
 from treadle.values.events import Delta
@@ -36,9 +37,14 @@ from treadle.values.messages import (
     messages_from_json,
     messages_to_json,
 )
+from treadle.wire.anthropic import AnthropicCodec
 from treadle.wire.chat import ChatCodec
 from treadle.wire.chat_errors import error_from_object, error_from_response
+from treadle.wire.codec import Codec
 from treadle.wire.fold import MAX_CALLS_PER_TURN, ReplyFold
+from treadle.wire.gemini import GeminiCodec
+from treadle.wire.ollama import OllamaCodec
+from treadle.wire.responses import ResponsesCodec
 from treadle.wire.sse import SSEDecoder
 from treadle.wire.think import ThinkSplitter
 
@@ -294,6 +300,34 @@ def check_chat(data: bytes, rng: random.Random) -> None:
     assert whole == cut, f"the outcome depends on the cuts:\n  {whole}\n  {cut}"
 
 
+def _bodies(kind: str) -> list[bytes]:
+    folder = Path(__file__).parents[1] / "captures"
+    return [path.read_bytes() for path in sorted(folder.glob(f"*{kind}*.body.*"))]
+
+
+def check_codec(codec: Codec) -> Callable[[bytes, random.Random], None]:
+    """A reply or a typed error, the same wherever the bytes are cut."""
+
+    def outcome(chunks: Sequence[bytes]) -> Any:
+        decoder = codec.decoder(REQUEST)
+        deltas: list[Delta] = []
+        for chunk in chunks:
+            deltas += decoder.feed(chunk)
+        deltas += decoder.close()
+        reply, error = decoder.reply, decoder.error
+        assert (error is None) == (reply.finish is not None), "a reply is either whole or has an error"
+        assert error is None or (isinstance(error, ModelError) and error.hint)
+        said = "".join(text for kind, text in merged(deltas) if kind == "text")
+        assert said == reply.message.text, "deltas are not the text"
+        return said, msgspec.json.encode(reply), error and (type(error).__name__, error.message, error.status)
+
+    def check(data: bytes, rng: random.Random) -> None:
+        whole, cut = outcome([data]), outcome(pieces(data, rng))
+        assert whole == cut, f"the outcome depends on the cuts:\n  {whole}\n  {cut}"
+
+    return check
+
+
 def check_fold(data: bytes, rng: random.Random) -> None:
     """Pieces of a reply in any order: the data only makes the choices."""
     dice = random.Random(data)
@@ -512,6 +546,10 @@ def targets() -> dict[str, Target]:
         "think": Target(_THOUGHTS, check_think),
         "fold": Target([b"", b"x"], check_fold),
         "chat": Target(answers, check_chat),
+        "anthropic": Target([*_bodies("anthropic"), test_anthropic_decode.FULL], check_codec(AnthropicCodec())),
+        "responses": Target([*_bodies("responses"), test_responses_decode.OPENAI], check_codec(ResponsesCodec())),
+        "gemini": Target([test_gemini_decode.WHOLE], check_codec(GeminiCodec("m"))),
+        "ollama": Target([test_ollama_decode.WHOLE], check_codec(OllamaCodec())),
         "errors": Target([*_captures(errors=True), *_ERRORS], check_errors),
         "arguments": Target(_ARGUMENTS, check_arguments),
         "messages": Target(_conversations(), check_messages),

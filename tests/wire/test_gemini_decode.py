@@ -422,3 +422,9 @@ def test_any_bytes_give_a_reply_or_a_documented_error_wherever_they_are_cut(body
         assert shown(deltas) == decoder.reply.message.text
         outcomes.append((type(decoder.error), decoder.reply, shown(deltas)))
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("reason", [{"a": 1}, [1], 7, True])
+def test_a_reason_of_another_type_is_an_unknown_one(reason: Any) -> None:
+    _, reply = decode(frame(text("Hi"), finish=reason))
+    assert (reply.finish, reply.message.text) == ("unknown", "Hi")

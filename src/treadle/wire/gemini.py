@@ -242,8 +242,8 @@ class GeminiDecoder:
             if self._finish_said is not None and self.progress != before:
                 self._wavered = True
                 self.finished = False
-            if candidate.finish_reason and candidate.finish_reason not in _UNSPECIFIED:
-                self._finish(str(candidate.finish_reason))
+            if candidate.finish_reason and (said := str(candidate.finish_reason)) not in _UNSPECIFIED:
+                self._finish(said)
                 self._finish_message = string(candidate.finish_message) or None
         reason = string(object_(chunk.prompt_feedback).get("blockReason"))
         if reason not in _UNSPECIFIED:
