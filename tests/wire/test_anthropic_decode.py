@@ -32,7 +32,8 @@ from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import Opaque, Text, Thinking, ToolCall
 from treadle.values.request import ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.anthropic import MAX_BODY_BYTES, AnthropicCodec, AnthropicDecoder
+from treadle.wire.anthropic import AnthropicCodec, AnthropicDecoder
+from treadle.wire.stream import MAX_BODY_BYTES
 
 REQUEST = ModelRequest(messages=(), run_id="run", turn=3, attempt=2)
 

@@ -24,7 +24,8 @@ from treadle.values.events import Delta, TextDelta, ThinkingDelta
 from treadle.values.messages import Text, Thinking
 from treadle.values.request import ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.chat import MAX_BODY_BYTES, ChatCodec, ChatDecoder
+from treadle.wire.chat import ChatCodec, ChatDecoder
+from treadle.wire.stream import MAX_BODY_BYTES
 
 
 def frame(delta: dict[str, Any] | None = None, *, finish: Any = None, **more: Any) -> bytes:

@@ -28,8 +28,8 @@ from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import Opaque, Text, Thinking, ToolCall
 from treadle.values.request import ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.chat import MAX_BODY_BYTES
 from treadle.wire.gemini import GeminiCodec, GeminiDecoder
+from treadle.wire.stream import MAX_BODY_BYTES
 
 
 def chunk(*parts: Any, finish: Any = None, **more: Any) -> dict[str, Any]:

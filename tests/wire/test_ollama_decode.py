@@ -26,8 +26,8 @@ from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import Text, Thinking, ToolCall
 from treadle.values.request import ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.chat import MAX_BODY_BYTES
 from treadle.wire.ollama import OllamaCodec, OllamaDecoder
+from treadle.wire.stream import MAX_BODY_BYTES
 
 
 def line(content: str = "", *, done: Any = False, **more: Any) -> bytes:

@@ -26,8 +26,9 @@ from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import Opaque, Text, Thinking, ToolCall
 from treadle.values.request import ModelRequest, Options, Reply
 from treadle.values.usage import Usage
-from treadle.wire.responses import MAX_BODY_BYTES, ResponsesCodec, ResponsesDecoder
+from treadle.wire.responses import ResponsesCodec, ResponsesDecoder
 from treadle.wire.responses_items import MAX_ITEMS
+from treadle.wire.stream import MAX_BODY_BYTES
 
 
 def event(type: str, **fields: Any) -> bytes:

@@ -20,12 +20,11 @@ from treadle.values.usage import Usage
 from treadle.wire.anthropic_blocks import BlockFold, loose
 from treadle.wire.anthropic_errors import error_from_object, error_from_response
 from treadle.wire.anthropic_requests import AnthropicDialect, AnthropicEncoder
-from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import count, object_, string
 
-__all__ = ["MAX_BODY_BYTES", "AnthropicCodec", "AnthropicDecoder"]
+__all__ = ["AnthropicCodec", "AnthropicDecoder"]
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
 
 _FINISH: dict[str, Finish] = {
     # The first three and max_tokens are captured, the others documented.
@@ -76,8 +75,6 @@ class _Whole(Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
-_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
-_START_BYTES = 8
 _IS_SSE = re.compile(rb":|(data|event|error|id|retry)[:\r\n]").match
 
 
@@ -99,11 +96,7 @@ class AnthropicDecoder:
         self._fold = BlockFold(
             turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
         )
-        self._sse = SSEDecoder()
-        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
-        self._received = 0
-        self._opening = b""  # of the answer, blanks aside
-        self._frames = 0
+        self._answer = AnswerReader(hint=_HINT)
         self._stop_said: str | None = None
         self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
         self._usage: dict[str, Any] = {}
@@ -162,52 +155,25 @@ class AnthropicDecoder:
         self.finished = False
 
     def _feed(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
-        if len(self._opening) < _START_BYTES:
-            self._begin(data)
-        if self._body is not None:
-            self._body.append(data)
-            return
-        for event, payload in self._sse.feed(data):
+        for event, payload in self._answer.feed(data):
             self._frame(event, payload)
             if self.done:
                 return
-        if self._sse.overflow:
-            raise BadStream(
-                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
-            )
 
     def _close(self, clean: bool) -> None:
-        if self._body is not None:
-            self._whole(b"".join(self._body))
+        if (whole := self._answer.json) is not None:
+            self._whole(whole)
             return
-        has_lines = self._sse.has_lines
-        for event, payload in self._sse.close():
+        has_lines = self._answer.has_lines
+        for event, payload in self._answer.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: a missing stop reason says so
                 self._frame(event, payload)
-        if has_lines and not self._frames and self._opening and not _IS_SSE(self._opening):
+        if has_lines and not self._answer.frames and self._answer.opening and not _IS_SSE(self._answer.opening):
             raise BadStream("the answer is not an event stream: it holds no event at all", hint=_HINT)
         if self._wavered and clean:
             self.finished = self._stop_said is not None
 
-    def _begin(self, data: bytes) -> None:
-        begun = bool(self._opening)
-        self._opening += (data if begun else data.lstrip(b" \t\r\n\xef\xbb\xbf"))[:_START_BYTES]
-        if begun or not self._opening:
-            return
-        if self._opening[:1] == b"{":
-            self._body = []
-        elif self._opening[:1] == b"<":
-            raise BadStream(
-                "the server answered with a web page, not with a model's answer", hint=_HINT, server_said=_excerpt(data)
-            )
-        elif self._opening[0] not in _SSE_STARTS:
-            raise BadStream("the server's answer is neither an event stream nor JSON", hint=_HINT, server_said=_excerpt(data))
-
     def _frame(self, name: str, payload: bytes) -> None:
-        self._frames += 1
         if payload[:6] == b"[DONE]":  # not of this format; from gateways
             self._end()
             return
@@ -218,10 +184,10 @@ class AnthropicDecoder:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             payload, event = _odd_event(payload)
         if event is None and name != "error":
-            raise BadStream("a frame of the stream is not an event", hint=_HINT, server_said=_excerpt(payload))
+            raise BadStream("a frame of the stream is not an event", hint=_HINT, server_said=excerpt(payload))
         kind = event.type if event is not None and type(event.type) is str else name
         if kind == "error" or name == "error" or (event is not None and event.error):
-            raise error_from_object(event.error if event is not None and event.error else _excerpt(payload))
+            raise error_from_object(event.error if event is not None and event.error else excerpt(payload))
         assert event is not None
         before = self.progress
         if kind == "content_block_delta":
@@ -301,9 +267,7 @@ class AnthropicDecoder:
         self._model = message.model if type(message.model) is str else None
         self._note_usage(object_(message.usage))
         if not message.stop_reason:
-            raise BadStream(
-                "the server answered with JSON that is not a finished message", hint=_HINT, server_said=_excerpt(body)
-            )
+            raise BadStream("the server answered with JSON that is not a finished message", hint=_HINT, server_said=excerpt(body))
         self._stop(message.stop_reason)
 
     def _note_usage(self, usage: dict[str, Any]) -> None:
@@ -327,10 +291,6 @@ def _odd_event(payload: bytes) -> tuple[bytes, _Event | None]:
     kind = string(fields.get("type"))
     known = not kind or kind.startswith(("message_", "content_block_"))
     return mended, None if known else _Event(type=kind, error=fields.get("error"))
-
-
-def _excerpt(data: bytes) -> str:
-    return data[:2000].decode("utf-8", "replace")
 
 
 def _usage(said: dict[str, Any]) -> Usage:

@@ -23,12 +23,11 @@ from treadle.wire.chat_requests import ChatEncoder
 from treadle.wire.codec import bearer
 from treadle.wire.dialects import FINISH, Dialect
 from treadle.wire.fold import ReplyFold
-from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import array, count, object_, string
 
-__all__ = ["MAX_BODY_BYTES", "ChatCodec", "ChatDecoder", "ChatEncoder"]
+__all__ = ["ChatCodec", "ChatDecoder", "ChatEncoder"]
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
 
 # Reading. Fields that servers fill with different types are Any and looked at by hand; the rest of a chunk is skipped
 # unparsed, which is what makes a token cheap.
@@ -72,7 +71,6 @@ class _Chunk(Struct, gc=False):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder().encode
-_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
 
 
 class ChatDecoder:
@@ -96,11 +94,7 @@ class ChatDecoder:
         )
         if request.continues is not None:
             self._fold.take_tags_for_text()  # the middle of an answer is no place for reasoning to begin
-        self._sse = SSEDecoder()
-        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
-        self._received = 0
-        self._begun = False
-        self._frames = 0
+        self._answer = AnswerReader()
         self._finish_said: str | None = None
         self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
         self._called_tools = False
@@ -158,49 +152,24 @@ class ChatDecoder:
         self.finished = False
 
     def _feed(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
-        if not self._begun:
-            self._begin(data)
-        if self._body is not None:
-            self._body.append(data)
-            return
-        for event, payload in self._sse.feed(data):
+        for event, payload in self._answer.feed(data):
             self._frame(event, payload)
             if self.done:
                 return
-        if self._sse.overflow:
-            raise BadStream(
-                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
-            )
 
     def _close(self, clean: bool) -> None:
-        if self._body is not None:
-            self._whole(b"".join(self._body))
-        has_lines = self._sse.has_lines
-        for event, payload in self._sse.close():
+        if (whole := self._answer.json) is not None:
+            self._whole(whole)
+        has_lines = self._answer.has_lines
+        for event, payload in self._answer.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
                 self._frame(event, payload)
-        if has_lines and self._begun and not self._frames:
+        if has_lines and self._answer.opening and not self._answer.frames:
             raise BadStream("the answer is not an event stream: it holds no event at all")
         if self._wavered and clean:
             self.finished = self._finish_said is not None
 
-    def _begin(self, data: bytes) -> None:
-        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")
-        if not start:
-            return
-        self._begun = True
-        if start[:1] == b"{":
-            self._body = []
-        elif start[:1] == b"<":
-            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
-        elif start[0] not in _SSE_STARTS:
-            raise BadStream("the server's answer is neither an event stream nor JSON", server_said=_excerpt(data))
-
     def _frame(self, event: str, payload: bytes) -> None:
-        self._frames += 1
         if payload[:6] == b"[DONE]":
             self.done = True
             self.finished = self._finish_said is not None
@@ -212,9 +181,9 @@ class ChatDecoder:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             chunk = _decode_odd_chunk(payload)
         if event == "error" or (chunk is not None and chunk.error):
-            raise error_from_object(chunk.error if chunk is not None and chunk.error else _excerpt(payload))
+            raise error_from_object(chunk.error if chunk is not None and chunk.error else excerpt(payload))
         if chunk is None:
-            raise BadStream("a frame of the stream is not a chat completion chunk", server_said=_excerpt(payload))
+            raise BadStream("a frame of the stream is not a chat completion chunk", server_said=excerpt(payload))
         if chunk.usage:
             self._note_usage(chunk.usage)
         if chunk.prompt_progress:
@@ -315,7 +284,7 @@ class ChatDecoder:
             raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         self._frame("", body)
         if not self.finished:
-            raise BadStream("the server answered with JSON that is not a chat completion", server_said=_excerpt(body))
+            raise BadStream("the server answered with JSON that is not a chat completion", server_said=excerpt(body))
 
     def _note_usage(self, usage: Any) -> None:
         self._usage.update(object_(usage))
@@ -332,10 +301,6 @@ def _decode_odd_chunk(payload: bytes) -> _Chunk | None:
         return _decode_chunk(text.decode("utf-16", "replace"))
     except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
-
-
-def _excerpt(data: bytes) -> str:
-    return data[:2000].decode("utf-8", "replace")
 
 
 def _usage(said: dict[str, Any]) -> Usage:

@@ -19,11 +19,10 @@ from treadle.errors import BadStream, ModelError, ServerError, StreamTruncated, 
 from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.chat import MAX_BODY_BYTES
 from treadle.wire.gemini_errors import gemini_error_from_object, gemini_error_from_response
 from treadle.wire.gemini_fold import GeminiFold
 from treadle.wire.gemini_requests import GeminiEncoder
-from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import count, object_, string
 
 __all__ = ["FINISH", "GeminiCodec", "GeminiDecoder", "GeminiEncoder"]
@@ -48,7 +47,6 @@ FINISH: dict[str, Finish] = {
 
 _UNSPECIFIED = {"", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"}  # protobuf's zero value: nothing was said
 _BROKEN = {"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL"}
-_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments
 
 
 class _Call(Struct, gc=False):
@@ -106,11 +104,7 @@ class GeminiDecoder:
         self.error: ModelError | None = None
         prefix = f"call_{request.run_id[:8]}_{request.turn}_"
         self._fold = GeminiFold(turn=request.turn, attempt=request.attempt, call_id_prefix=prefix)
-        self._sse = SSEDecoder()
-        self._body: list[bytes] | None = None  # pieces of a JSON answer
-        self._received = 0
-        self._begun = False
-        self._frames = 0
+        self._answer = AnswerReader(json_starts=b"{[")
         self._answers = 0  # frames that held a candidate
         self._finish_said: str | None = None
         self._finish_message: str | None = None
@@ -167,49 +161,24 @@ class GeminiDecoder:
         self.finished = False
 
     def _feed(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
-        if not self._begun:
-            self._begin(data)
-        if self._body is not None:
-            self._body.append(data)
-            return
-        for event, payload in self._sse.feed(data):
+        for event, payload in self._answer.feed(data):
             self._frame(event, payload)
             if self.done:
                 return
-        if self._sse.overflow:
-            raise BadStream(
-                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
-            )
 
     def _close(self, clean: bool) -> None:
-        if self._body is not None:
-            self._whole(b"".join(self._body))
-        has_lines = self._sse.has_lines
-        for event, payload in self._sse.close():
+        if (whole := self._answer.json) is not None:
+            self._whole(whole)
+        has_lines = self._answer.has_lines
+        for event, payload in self._answer.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
                 self._frame(event, payload)
-        if has_lines and self._begun and not self._frames:
+        if has_lines and self._answer.opening and not self._answer.frames:
             raise BadStream("the answer is not an event stream: it holds no event at all")
         if self._wavered and clean:
             self.finished = self._finish_said is not None
 
-    def _begin(self, data: bytes) -> None:
-        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")
-        if not start:
-            return
-        self._begun = True
-        if start[:1] in b"{[":
-            self._body = []
-        elif start[:1] == b"<":
-            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
-        elif start[0] not in _SSE_STARTS:
-            raise BadStream("the server's answer is neither an event stream nor JSON", server_said=_excerpt(data))
-
     def _frame(self, event: str, payload: bytes) -> None:
-        self._frames += 1
         if payload[:6] == b"[DONE]":  # not Gemini's, but a gateway's
             self.done = True
             self.finished = self._finish_said is not None
@@ -223,14 +192,14 @@ class GeminiDecoder:
                 self._chunk(_decode_chunk(_mended(payload)), event, payload)
             except (ValueError, RecursionError, msgspec.MsgspecError):
                 if event == "error":
-                    raise gemini_error_from_object(_excerpt(payload)) from None
-                raise BadStream("a frame of the stream is no GenerateContentResponse", server_said=_excerpt(payload)) from None
+                    raise gemini_error_from_object(excerpt(payload)) from None
+                raise BadStream("a frame of the stream is no GenerateContentResponse", server_said=excerpt(payload)) from None
 
     def _chunk(self, chunk: _Chunk, event: str, payload: bytes) -> None:
         # Parts are read before anything is noted, so that a chunk that cannot be read has left no trace.
         read = [(c, _parts(c)) for c in chunk.candidates or () if c is not None and not c.index]  # others: never asked for
         if event == "error" or chunk.error:
-            raise gemini_error_from_object(chunk.error or _excerpt(payload))
+            raise gemini_error_from_object(chunk.error or excerpt(payload))
         self._usage.update(object_(chunk.usage_metadata))
         if self._model is None and type(chunk.model_version) is str:
             self._model = chunk.model_version
@@ -291,7 +260,7 @@ class GeminiDecoder:
         for frame in frames:
             self._frame("", bytes(frame))
         if not self._answers and not self.finished:
-            raise BadStream("the server answered with JSON that is no GenerateContentResponse", server_said=_excerpt(body))
+            raise BadStream("the server answered with JSON that is no GenerateContentResponse", server_said=excerpt(body))
 
 
 def _parts(candidate: _Candidate) -> list[tuple[bytes, _Part]]:
@@ -307,10 +276,6 @@ def _mended(payload: bytes) -> bytes:
     """
     value = json.loads(payload.decode("utf-8", "replace"), parse_constant=lambda _: None)
     return json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
-def _excerpt(data: bytes) -> str:
-    return data[:2000].decode("utf-8", "replace")
 
 
 def _usage(said: dict[str, Any]) -> Usage:

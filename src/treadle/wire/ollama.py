@@ -15,12 +15,12 @@ from treadle.errors import BadStream, ModelError, ModelNotFound, StreamTruncated
 from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply
 from treadle.values.usage import Usage
-from treadle.wire.chat import MAX_BODY_BYTES
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.codec import bearer
 from treadle.wire.fold import ReplyFold
 from treadle.wire.ollama_requests import OllamaEncoder
 from treadle.wire.sse import MAX_FRAME_BYTES
+from treadle.wire.stream import MAX_BODY_BYTES, excerpt
 from treadle.wire.untyped import count, string
 
 __all__ = ["FINISH", "OllamaCodec", "OllamaDecoder", "OllamaEncoder"]
@@ -167,9 +167,9 @@ class OllamaDecoder:
             return
         self._begun = True
         if start[:1] == b"<":
-            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
+            raise BadStream("the server answered with a web page, not with a model's answer", server_said=excerpt(data))
         if start[:1] != b"{":
-            raise BadStream("the server's answer is no JSON", hint=_HINT, server_said=_excerpt(data))
+            raise BadStream("the server's answer is no JSON", hint=_HINT, server_said=excerpt(data))
 
     def _line(self, data: bytes) -> None:
         if not data.strip():
@@ -180,7 +180,7 @@ class OllamaDecoder:
             try:
                 line = _decode_line(_mended(data))
             except (ValueError, RecursionError, msgspec.MsgspecError):
-                raise BadStream("a line of the stream is no piece of a chat", hint=_HINT, server_said=_excerpt(data)) from None
+                raise BadStream("a line of the stream is no piece of a chat", hint=_HINT, server_said=excerpt(data)) from None
         if line.error:
             said = line.status_code
             raise _as_kind(error_from_object(line.error, status=said if type(said) is int and 400 <= said < 600 else None))
@@ -226,10 +226,6 @@ def _mended(data: bytes) -> bytes:
     """
     value = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
     return json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
-def _excerpt(data: bytes) -> str:
-    return data[:2000].decode("utf-8", "replace")
 
 
 def _as_kind(error: ModelError) -> ModelError:

@@ -22,20 +22,17 @@ from treadle.wire.codec import bearer
 from treadle.wire.responses_errors import error_in_stream
 from treadle.wire.responses_items import ItemsFold, mended
 from treadle.wire.responses_requests import LLAMACPP_RESPONSES, ResponsesDialect, ResponsesEncoder
-from treadle.wire.sse import MAX_FRAME_BYTES, SSEDecoder
+from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import count, object_, string
 
 __all__ = [
     "LLAMACPP_RESPONSES",
-    "MAX_BODY_BYTES",
     "ResponsesCodec",
     "ResponsesDecoder",
     "ResponsesDialect",
     "ResponsesEncoder",
 ]
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-_SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
 
 _FINISH: dict[str, Finish] = {"completed": "end", "max_output_tokens": "length", "content_filter": "refused"}
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
@@ -86,11 +83,7 @@ class ResponsesDecoder:
             turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
         )
         self._max_tokens = request.options.max_tokens
-        self._sse = SSEDecoder()
-        self._body: list[bytes] | None = None  # pieces of a plain JSON answer
-        self._received = 0
-        self._begun = False
-        self._frames = 0
+        self._answer = AnswerReader()
         self._said: str | None = None
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
@@ -143,47 +136,22 @@ class ResponsesDecoder:
         self.finished = False
 
     def _feed(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            raise BadStream(f"the answer is larger than {MAX_BODY_BYTES:,} bytes", hint="The server is faulty or hostile.")
-        if not self._begun:
-            self._begin(data)
-        if self._body is not None:
-            self._body.append(data)
-            return
-        for event, payload in self._sse.feed(data):
+        for event, payload in self._answer.feed(data):
             self._frame(event, payload)
             if self.done:
                 return
-        if self._sse.overflow:
-            raise BadStream(
-                f"one frame of the stream is larger than {MAX_FRAME_BYTES:,} bytes", hint="The server is faulty or hostile."
-            )
 
     def _close(self) -> None:
-        if self._body is not None:
-            self._whole(b"".join(self._body))
-        has_lines = self._sse.has_lines
-        for event, payload in self._sse.close():
+        if (whole := self._answer.json) is not None:
+            self._whole(whole)
+        has_lines = self._answer.has_lines
+        for event, payload in self._answer.close():
             with contextlib.suppress(BadStream):  # the last frame was cut: that nothing said the end says so
                 self._frame(event, payload)
-        if has_lines and self._begun and not self._frames:
+        if has_lines and self._answer.opening and not self._answer.frames:
             raise BadStream("the answer is not an event stream: it holds no event at all")
 
-    def _begin(self, data: bytes) -> None:
-        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")
-        if not start:
-            return
-        self._begun = True
-        if start[:1] == b"{":
-            self._body = []
-        elif start[:1] == b"<":
-            raise BadStream("the server answered with a web page, not with a model's answer", server_said=_excerpt(data))
-        elif start[0] not in _SSE_STARTS:
-            raise BadStream("the server's answer is neither an event stream nor JSON", server_said=_excerpt(data))
-
     def _frame(self, name: str, payload: bytes) -> None:
-        self._frames += 1
         if payload[:6] == b"[DONE]":
             self.done = True
             return
@@ -193,7 +161,7 @@ class ResponsesDecoder:
         if name == "error" or (event is not None and _is_error(event)):
             raise error_in_stream((event.error if event is not None else None) or _loose(payload))
         if event is None:
-            raise BadStream("a frame of the stream is not a Responses event", server_said=_excerpt(payload))
+            raise BadStream("a frame of the stream is not a Responses event", server_said=excerpt(payload))
         kind = event.type if type(event.type) is str else name
         delta = event.delta
         if type(delta) is str and delta:
@@ -248,13 +216,12 @@ class ResponsesDecoder:
             raise BadStream("the server answered with JSON that is nested too deeply") from None
         except (msgspec.MsgspecError, UnicodeError):
             raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
-        self._frames += 1
         response = _read_response(body)
         status = string(response.status)
         if response.error and status != "failed":
             raise error_in_stream(response.error)
         if status not in ("completed", "incomplete", "failed", "cancelled"):
-            raise BadStream("the server answered with JSON that is no finished response", server_said=_excerpt(body))
+            raise BadStream("the server answered with JSON that is no finished response", server_said=excerpt(body))
         self._terminal(f"response.{status}", body)
 
 
@@ -287,13 +254,9 @@ def _read_response(raw: bytes) -> _Response:
 def _loose(payload: bytes) -> Any:
     """An error event's own fields (code, message, param), or its text."""
     try:
-        return object_(msgspec.json.decode(mended(payload) or b"{}")) or _excerpt(payload)
+        return object_(msgspec.json.decode(mended(payload) or b"{}")) or excerpt(payload)
     except (msgspec.MsgspecError, RecursionError):
-        return _excerpt(payload)
-
-
-def _excerpt(data: bytes) -> str:
-    return data[:2000].decode("utf-8", "replace")
+        return excerpt(payload)
 
 
 def _usage(said: dict[str, Any]) -> Usage:
