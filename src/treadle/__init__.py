@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from treadle.values.events import Event as Event
     from treadle.values.events import Fact as Fact
     from treadle.values.events import Failed as Failed
+    from treadle.values.events import Omitted as Omitted
     from treadle.values.events import Prompted as Prompted
     from treadle.values.events import Repaired as Repaired
     from treadle.values.events import Replied as Replied
@@ -205,6 +206,7 @@ _EXPORTS = {
         "Event",
         "Fact",
         "Failed",
+        "Omitted",
         "Prompted",
         "Repaired",
         "Replied",

@@ -28,6 +28,7 @@ from treadle.values.events import (
     Event,
     Fact,
     Failed,
+    Omitted,
     Replied,
     Retried,
 )
@@ -122,15 +123,19 @@ class Loop:
         if step.wait_s:
             await asyncio.sleep(step.wait_s)
         driver = self._plan.drivers[step.driver]
-        request = self._plan.request(self.state, step)
         meter = Meter(self._plan.limits, self.state, driver.calibration)
         try:
-            if step.driver not in self._connections:
-                if step.driver:
-                    await check_fits(driver, request)
+            is_new = step.driver not in self._connections
+            if is_new:
                 self._connections[step.driver] = await held.enter_async_context(driver.connect())
+            request = self._plan.request(self.state, step)  # a driver that had to look for its server has found it by now
+            if is_new and step.driver:
+                await check_fits(driver, request)
             async with self._connections[step.driver].open(request) as stream:
                 self._receiving = stream
+                for left_out in stream.omitted:
+                    fact = Omitted(turn=step.turn, model=driver.model, what=left_out.what, why=left_out.why, count=left_out.count)
+                    await self._writer.append(fact)
                 async for deltas in stream:
                     if deltas and self._watch is not None:
                         self._watch(deltas)

@@ -15,6 +15,7 @@ from treadle.values.events import (
     Ended,
     Fact,
     Failed,
+    Omitted,
     Prompted,
     Repaired,
     Replied,
@@ -111,7 +112,7 @@ def apply(state: State, fact: Fact) -> State:
         return replace(state, stop_reason=fact.stop_reason, partial=fact.partial, elapsed_s=elapsed_s)
     if isinstance(fact, Failed):
         return replace(state, error=fact.error, partial=fact.partial)
-    assert isinstance(fact, Asked | Repaired | ToolProgress), f"no rule for {type(fact).__name__}"
+    assert isinstance(fact, Asked | Repaired | Omitted | ToolProgress), f"no rule for {type(fact).__name__}"
     return state
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from treadle.errors import ContentRefused, ContextOverflow, InvalidRequest, ModelError, Overloaded, Unsupported, UsageError
 from treadle.values.ports import Connection, Driver, ReplyStream
-from treadle.values.request import ModelInfo, ModelRequest
+from treadle.values.request import ModelInfo, ModelRequest, SchemaSupport
 from treadle.values.tokens import Calibration
 
 __all__ = ["Cooldown"]
@@ -56,6 +56,10 @@ class Cooldown:
     @property
     def continuable(self) -> bool:
         return self._driver.continuable
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        return self._driver.schema_support
 
     async def info(self) -> ModelInfo:
         """As the driver's; a server that is cooling down is not asked."""

@@ -18,7 +18,7 @@ from treadle.drivers.http import HttpDriver
 from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection
-from treadle.values.request import ModelInfo
+from treadle.values.request import ModelInfo, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect
@@ -141,6 +141,11 @@ class DiscoveredDriver:
     @property
     def continuable(self) -> bool:
         return self._driver is not None and self._driver.continuable
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        """Of the server that was found; none before."""
+        return self._driver.schema_support if self._driver is not None else "none"
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Connection, None]:

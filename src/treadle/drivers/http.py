@@ -30,7 +30,7 @@ from treadle.errors import (
 )
 from treadle.values.events import Delta
 from treadle.values.limits import Timeouts
-from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.wire.codec import Codec, Decoder, Encoder
 
@@ -100,6 +100,10 @@ class HttpDriver:
     def continuable(self) -> bool:
         return self.codec.continuable
 
+    @property
+    def schema_support(self) -> SchemaSupport:
+        return self.codec.schema_support
+
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[HttpConnection]:
         """A connection pool for one run, opened by its first request."""
@@ -157,6 +161,10 @@ class HttpConnection:
         if self._driver.check is not None:
             self._driver.check(request)
         return self._encoder.encode(request)
+
+    @property
+    def omitted(self) -> Sequence[Omission]:
+        return self._encoder.omitted
 
     def decoder(self, request: ModelRequest) -> Decoder:
         return self._driver.codec.decoder(request)
@@ -219,6 +227,10 @@ class HttpReply:
     @property
     def reply(self) -> Reply:
         return self._decoder.reply
+
+    @property
+    def omitted(self) -> Sequence[Omission]:
+        return self._connection.omitted
 
     async def __aenter__(self) -> Self:
         body = self._connection.encode(self._request)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from treadle.errors import ModelError, UsageError
 from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import AssistantMessage, Part, Text, Thinking, ToolCall
-from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 
 __all__ = ["ScriptedDriver", "ScriptedTurn", "calls"]
@@ -43,6 +43,7 @@ class ScriptedDriver:
     """
 
     continuable = False
+    schema_support: SchemaSupport = "none"
 
     def __init__(
         self, turns: Iterable[ScriptedTurn | Callable[[ModelRequest], ScriptedTurn]], *, model: str = "scripted/model"
@@ -82,6 +83,8 @@ class ScriptedDriver:
 
 
 class _ScriptedReply:
+    omitted: tuple[Omission, ...] = ()
+
     def __init__(self, turn: str | AssistantMessage | Reply, request: ModelRequest) -> None:
         message = AssistantMessage((Text(turn),)) if isinstance(turn, str) else turn
         if isinstance(message, AssistantMessage):

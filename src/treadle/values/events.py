@@ -34,6 +34,7 @@ __all__ = [
     "Event",
     "Fact",
     "Failed",
+    "Omitted",
     "Prompted",
     "Repaired",
     "Replied",
@@ -157,6 +158,25 @@ class Prompted(Fact, frozen=True, kw_only=True, gc=False):
 
     message: UserMessage
     why: Literal["reasoning_limit"]
+
+
+class Omitted(Fact, frozen=True, kw_only=True, gc=False):
+    """A request of this turn left something out, because the model's wire format or server has no place for it.
+
+    Said once for each model and thing. Nothing is left out without being said that the run asked for, or that its history holds.
+
+    Attributes:
+        model: The model that was not sent it.
+        what: The option's name, or a kind of part: `reasoning`, `signature`, `part`, `images`.
+        why: One sentence.
+        count: How many parts.
+    """
+
+    turn: int
+    model: str
+    what: str
+    why: str
+    count: int = 1
 
 
 class Retried(Fact, frozen=True, kw_only=True, gc=False):
@@ -330,6 +350,7 @@ _ANY = (
     | Repaired
     | Replied
     | Prompted
+    | Omitted
     | Retried
     | Discarded
     | ApprovalRequested

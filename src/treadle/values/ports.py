@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from treadle.values.events import Delta, Fact
 from treadle.values.messages import Message, ToolCall, ToolMessage
-from treadle.values.request import ModelInfo, ModelRequest, Reply
+from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.values.toolcalls import Concurrency, Outcome
 
@@ -29,6 +29,11 @@ class ReplyStream(Protocol):
     @property
     def reply(self) -> Reply:
         """The reply so far. `finish` is set once the iteration has ended without an error."""
+        ...
+
+    @property
+    def omitted(self) -> Sequence[Omission]:
+        """What the request left out and no earlier one of the same connection did."""
         ...
 
 
@@ -61,6 +66,11 @@ class Driver(Protocol):
     @property
     def continuable(self) -> bool:
         """The server can go on from a partial answer (`ModelRequest.continues`)."""
+        ...
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        """When `ModelRequest.output` may be set."""
         ...
 
     def connect(self) -> AbstractAsyncContextManager[Connection]:

@@ -10,10 +10,15 @@ from treadle.values.limits import Timeouts
 from treadle.values.messages import AssistantMessage, Message
 from treadle.values.usage import Usage
 
-__all__ = ["Finish", "ModelInfo", "ModelRequest", "Options", "Reply", "ToolSpec"]
+__all__ = ["Finish", "ModelInfo", "ModelRequest", "Omission", "Options", "OutputSchema", "Reply", "SchemaSupport", "ToolSpec"]
 
 Finish: TypeAlias = Literal["end", "tool_use", "length", "refused", "pause", "unknown"]
 """Why a turn stopped. `unknown`: the server gave a reason we do not know, kept in `Reply.finish_said`."""
+
+
+SchemaSupport: TypeAlias = Literal["with_tools", "alone", "none"]
+"""What a server may be sent a schema for its answer with: tools too; no tools, because it would stop calling them or refuse; or
+nothing, and the model is asked in words."""
 
 
 class ToolSpec(Struct, frozen=True, kw_only=True):
@@ -22,6 +27,32 @@ class ToolSpec(Struct, frozen=True, kw_only=True):
     name: str
     description: str
     parameters: dict[str, Any]
+
+
+class OutputSchema(Struct, frozen=True, kw_only=True):
+    """The form an answer must have.
+
+    Attributes:
+        name: For formats that want one: letters, digits, `_` and `-`, at most 64.
+        schema: A JSON Schema of type object.
+    """
+
+    name: str
+    schema: dict[str, Any]
+
+
+class Omission(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """Something that a request leaves out, because the format or the server has no place for it.
+
+    Attributes:
+        what: The option's name, or a kind of part: `reasoning`, `signature`, `part`, `images`.
+        why: One sentence, without anything of the conversation.
+        count: How many parts.
+    """
+
+    what: str
+    why: str
+    count: int = 1
 
 
 class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +92,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
         turn: Counts from 1 within a run.
         attempt: Counts from 1 within a turn.
         continues: A partial answer to this turn that the model is asked to go on from; the reply is what follows it.
+        output: The form of the answer, for servers that can be held to one (`SchemaSupport`).
         run_id: Names the run; ids that we make for calls are derived from it.
         timeouts: Deadlines of this call.
     """
@@ -69,6 +101,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     instructions: str | None = None
     tools: tuple[ToolSpec, ...] = ()
     options: Options = Options()
+    output: OutputSchema | None = None
     run_id: str = ""
     turn: int = 1
     attempt: int = 1

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
 from treadle.values.events import Delta
-from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.anthropic_blocks import BlockFold, loose
 from treadle.wire.anthropic_errors import error_from_object, error_from_response
@@ -313,6 +313,7 @@ class AnthropicCodec:
 
     path = "/messages"
     continuable = False  # a partial last answer is refused by newer models (documented), and not known to work elsewhere
+    schema_support: SchemaSupport = "none"
 
     def __init__(self, dialect: AnthropicDialect | None = None) -> None:
         self._dialect = dialect or AnthropicDialect()

@@ -24,7 +24,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options
+from treadle.values.request import ModelRequest, Omission, Options
 from treadle.wire.anthropic_blocks import FORMAT
 
 __all__ = ["ANTHROPIC_API", "AnthropicDialect", "AnthropicEncoder"]
@@ -67,6 +67,8 @@ class AnthropicEncoder:
     Neighbouring messages of one role are one message of the request: the results of a turn and what the user says after them
     too, as the API demands. So the last message written stays open until another role follows.
     """
+
+    omitted: tuple[Omission, ...] = ()
 
     def __init__(self, model: str, dialect: AnthropicDialect) -> None:
         self._model = model

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
 from treadle.values.events import Delta
-from treadle.values.request import ModelRequest, Reply
+from treadle.values.request import ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.chat_requests import ChatEncoder
@@ -320,6 +320,8 @@ class ChatCodec:
 
     def __init__(self, dialect: Dialect | None = None) -> None:
         self._dialect = dialect or Dialect()
+
+    schema_support: SchemaSupport = "none"
 
     @property
     def continuable(self) -> bool:

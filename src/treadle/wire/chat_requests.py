@@ -10,7 +10,7 @@ import msgspec
 
 from treadle.errors import UsageError
 from treadle.values.messages import AssistantMessage, Document, Image, Message, SystemMessage, Thinking, ToolMessage, UserMessage
-from treadle.values.request import ModelRequest, Options
+from treadle.values.request import ModelRequest, Omission, Options
 from treadle.wire.dialects import Dialect
 
 __all__ = ["ChatEncoder"]
@@ -23,6 +23,8 @@ _OURS = frozenset({"model", "messages", "tools", "stream", "stream_options", "n"
 class ChatEncoder:
     """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends
     the bytes of a shorter one, so a turn costs what is new in it."""
+
+    omitted: tuple[Omission, ...] = ()
 
     def __init__(self, model: str, dialect: Dialect) -> None:
         self._model = model

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from treadle.errors import ModelError
 from treadle.values.events import Delta
-from treadle.values.request import ModelRequest, Reply
+from treadle.values.request import ModelRequest, Omission, Reply, SchemaSupport
 
 __all__ = ["Codec", "Decoder", "Encoder", "bearer"]
 
@@ -22,6 +22,11 @@ class Encoder(Protocol):
 
     def encode(self, request: ModelRequest) -> bytes:
         """The request's body. The same request gives the same bytes, whatever was encoded before."""
+        ...
+
+    @property
+    def omitted(self) -> Sequence[Omission]:
+        """What the last request left out and none before it did."""
         ...
 
 
@@ -74,6 +79,11 @@ class Codec(Protocol):
     @property
     def continuable(self) -> bool:
         """The server can go on from a partial answer."""
+        ...
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        """When `ModelRequest.output` may be set."""
         ...
 
     def headers(self, key: str | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, ServerError, StreamTruncated, UsageError
 from treadle.values.events import Delta
-from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.gemini_errors import gemini_error_from_object, gemini_error_from_response
 from treadle.wire.gemini_fold import GeminiFold
@@ -303,6 +303,7 @@ class GeminiCodec:
     """
 
     continuable = False
+    schema_support: SchemaSupport = "none"
 
     def __init__(self, model: str) -> None:
         self._model = model

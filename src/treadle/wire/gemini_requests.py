@@ -22,7 +22,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options
+from treadle.values.request import ModelRequest, Omission, Options
 from treadle.wire.gemini_fold import FORMAT, MARK
 from treadle.wire.untyped import object_, string
 
@@ -41,6 +41,8 @@ _BUDGETS = {"low": 1024, "medium": 8192, "high": 24576}
 class GeminiEncoder:
     """Write the requests of one run. Contents come last in the body and are written once: a longer conversation extends
     the bytes of a shorter one, so a turn costs what is new in it."""
+
+    omitted: tuple[Omission, ...] = ()
 
     def __init__(self, model: str) -> None:
         self._name = model.rpartition("/")[2]

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, ModelNotFound, StreamTruncated, Unsupported
 from treadle.values.events import Delta
-from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.codec import bearer
@@ -253,6 +253,7 @@ class OllamaCodec:
 
     path = "/api/chat"
     continuable = False
+    schema_support: SchemaSupport = "none"
 
     def __init__(self, *, num_ctx: int | None = None) -> None:
         self._num_ctx = num_ctx

@@ -19,7 +19,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options
+from treadle.values.request import ModelRequest, Omission, Options
 from treadle.wire.untyped import object_
 
 __all__ = ["OllamaEncoder"]
@@ -33,6 +33,8 @@ _OURS = frozenset({"model", "messages", "tools", "stream"})
 class OllamaEncoder:
     """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends
     the bytes of a shorter one, so a turn costs what is new in it."""
+
+    omitted: tuple[Omission, ...] = ()
 
     def __init__(self, model: str, *, num_ctx: int | None = None) -> None:
         self._model = model

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
 from treadle.values.events import Delta
-from treadle.values.request import Finish, ModelRequest, Reply
+from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_response
 from treadle.wire.codec import bearer
@@ -275,6 +275,7 @@ class ResponsesCodec:
 
     path = "/responses"
     continuable = False
+    schema_support: SchemaSupport = "none"
 
     def __init__(self, dialect: ResponsesDialect | None = None) -> None:
         self._dialect = dialect or ResponsesDialect()

@@ -23,7 +23,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Omission, Options, ToolSpec
 from treadle.wire.responses_items import FORMAT
 from treadle.wire.untyped import array, object_, string
 
@@ -66,6 +66,8 @@ LLAMACPP_RESPONSES = ResponsesDialect(encrypted_reasoning=False, stop_and_seed=T
 class ResponsesEncoder:
     """Write the requests of one run. Input items come last in the body and are written once: a longer conversation extends
     the bytes of a shorter one, so a turn costs what is new in it."""
+
+    omitted: tuple[Omission, ...] = ()
 
     def __init__(self, model: str, dialect: ResponsesDialect) -> None:
         self._model = model
