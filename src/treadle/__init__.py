@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from treadle.errors import ModelError as ModelError
     from treadle.errors import ModelNotFound as ModelNotFound
     from treadle.errors import ModelTimeout as ModelTimeout
+    from treadle.errors import OutputInvalid as OutputInvalid
     from treadle.errors import Overloaded as Overloaded
     from treadle.errors import QuotaExceeded as QuotaExceeded
     from treadle.errors import RateLimited as RateLimited
@@ -154,6 +155,7 @@ _EXPORTS = {
         "ModelError",
         "ModelNotFound",
         "ModelTimeout",
+        "OutputInvalid",
         "Overloaded",
         "QuotaExceeded",
         "RateLimited",

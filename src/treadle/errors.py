@@ -5,6 +5,7 @@
     │   ├── ToolDefinitionError    a function that cannot be offered as a tool
     │   ├── HistoryError           a conversation no server would accept
     │   └── MissingExtra           an optional part that is not installed
+    ├── OutputInvalid              the model's: an answer that is not of the form that was asked for
     ├── ToolError                  a tool's: raised by tools, read by the model, never ends a run
     └── ModelError                 a model call failed
         ├── ConnectFailed          the network's: nobody answered at that address
@@ -47,6 +48,7 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "ModelTimeout",
+    "OutputInvalid",
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
@@ -107,6 +109,20 @@ class MissingExtra(UsageError):
         super().__init__(
             f"{what} needs the extra `{extra}`, which is not installed", hint=f"In treadle's directory: pip install '.[{extra}]'"
         )
+
+
+class OutputInvalid(TreadleError):
+    """The model's answer is not of the form that was asked for (`output=`), also after it was told what is wrong.
+
+    Attributes:
+        problem: What is wrong with it, and where. May quote the answer, so it is kept out of `str` and `repr`.
+    """
+
+    default_hint = "`problem` says what is wrong, `result.text` is the answer. Use a simpler type, or a model that can do it."
+
+    def __init__(self, message: str, *, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 ToolErrorKind: TypeAlias = Literal["not_found", "timeout", "network", "permission", "invalid_input", "rate_limited", "internal"]

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from treadle.agent.eventloop import run_in_own_event_loop
 from treadle.agent.run import Run
@@ -14,12 +14,14 @@ from treadle.core.loop import Loop
 from treadle.core.plan import Plan
 from treadle.core.state import begin
 from treadle.core.step import CallModel
-from treadle.errors import ToolDefinitionError, UsageError
+from treadle.errors import OutputInvalid, ToolDefinitionError, UsageError
 from treadle.policy.approval import answered, check_approvals
+from treadle.policy.output import after_answer, shaped, value_of
 from treadle.policy.recovery import OnInterrupted, Recovery, RetryPolicy, Strategy, retry_then_switch
 from treadle.tools.executor import Executor
 from treadle.tools.function import FunctionTool, as_tool
-from treadle.values.events import Asked, Event
+from treadle.tools.output import OutputType
+from treadle.values.events import Asked, Event, Prompted
 from treadle.values.history import repaired
 from treadle.values.limits import Limits
 from treadle.values.messages import Message, UserMessage
@@ -29,6 +31,15 @@ from treadle.values.state import RunResult, State
 from treadle.values.toolcalls import Approvals, Decision
 
 __all__ = ["Agent", "RunSettings"]
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=None)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _Start: TypeAlias = Callable[[Callable[[Sequence[Event]], None] | None], Loop]
 
@@ -115,20 +126,26 @@ class Agent:
     def __repr__(self) -> str:
         return f"Agent({self.driver.model!r}, tools=[{', '.join(spec.name for spec in self._specs)}])"
 
-    async def run(self, prompt: str, **settings: Unpack[RunSettings]) -> RunResult:
+    async def run(self, prompt: str, *, output: type[T] | None = None, **settings: Unpack[RunSettings]) -> RunResult[T]:
         """The whole run, when only its outcome matters. The same path as `stream`, with nobody watching. See `RunSettings`.
+
+        Args:
+            output: The type the answer has to be, which `result.output` then is: a dataclass, a msgspec Struct, a TypedDict, a
+                pydantic model, `list[...]`, ... Servers that can be held to a schema are; an answer that does not fit is sent back
+                once.
 
         Raises:
             ModelError: A model call failed; `error.result` has what came before it.
+            OutputInvalid: The answer does not fit `output`.
             UsageError: A setting or the history cannot work.
         """
-        return await _driven(self._begin(prompt, {"on_interrupted": "restart", **settings}))
+        return await _driven(self._begin(prompt, output, {"on_interrupted": "restart", **settings}))
 
-    def stream(self, prompt: str, **settings: Unpack[RunSettings]) -> Run:
-        """The run as it happens: `async with agent.stream(...) as run`, then iterate it. See `Run` and `RunSettings`."""
-        return Run(self._begin(prompt, settings))
+    def stream(self, prompt: str, *, output: type[T] | None = None, **settings: Unpack[RunSettings]) -> Run[T]:
+        """The run as it happens: `async with agent.stream(...) as run`, then iterate it. See `run`, `Run` and `RunSettings`."""
+        return Run(self._begin(prompt, output, settings))
 
-    def run_sync(self, prompt: str, **settings: Unpack[RunSettings]) -> RunResult:
+    def run_sync(self, prompt: str, *, output: type[T] | None = None, **settings: Unpack[RunSettings]) -> RunResult[T]:
         """`run`, for code without an event loop.
 
         Raises:
@@ -137,12 +154,17 @@ class Agent:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return run_in_own_event_loop(self.run(prompt, **settings))
+            return run_in_own_event_loop(self.run(prompt, output=output, **settings))
         raise UsageError("run_sync was called inside a running event loop", hint="Use `await agent.run(...)` there.")
 
     async def resume(
-        self, run: RunResult, decisions: Mapping[str, Decision] = MappingProxyType({}), **settings: Unpack[RunSettings]
-    ) -> RunResult:
+        self,
+        run: RunResult,
+        decisions: Mapping[str, Decision] = MappingProxyType({}),
+        *,
+        output: type[T] | None = None,
+        **settings: Unpack[RunSettings],
+    ) -> RunResult[T]:
         """Carry on a run that waits for a person (`result.pending`), or that broke off, here or in another process.
 
             result = await agent.resume(result, {"call_1": approve, "call_2": deny("not on a Friday")})
@@ -150,38 +172,46 @@ class Agent:
         Args:
             decisions: By call id: `approve`, `deny("why")`, `edit({...})`, and `say("...")` to a question. While one is missing
                 the run goes on waiting, and nothing of its turn starts.
-            settings: Those of the run are not kept in it; pass them again. A history has no place here.
+            output, settings: Those of the run are not kept in it; pass them again. A history has no place here.
 
         Raises:
             UsageError: There is nothing to resume, or an answer fits no waiting call. Nothing has happened then.
             ModelError: As `run`.
         """
-        return await _driven(self._resumed(run, decisions, {"on_interrupted": "restart", **settings}))
+        return await _driven(self._resumed(run, decisions, output, {"on_interrupted": "restart", **settings}))
 
     def resume_stream(
-        self, run: RunResult, decisions: Mapping[str, Decision] = MappingProxyType({}), **settings: Unpack[RunSettings]
-    ) -> Run:
+        self,
+        run: RunResult,
+        decisions: Mapping[str, Decision] = MappingProxyType({}),
+        *,
+        output: type[T] | None = None,
+        **settings: Unpack[RunSettings],
+    ) -> Run[T]:
         """`resume`, as it happens."""
-        return Run(self._resumed(run, decisions, settings))
+        return Run(self._resumed(run, decisions, output, settings))
 
-    def _begin(self, prompt: str, settings: RunSettings) -> _Start:
+    def _begin(self, prompt: str, output: Any, settings: RunSettings) -> _Start:
         messages, repairs = repaired((*settings.get("history", ()), UserMessage(prompt)))
         asked = Asked(run_id=os.urandom(8).hex(), model=self.driver.model, messages=messages)
-        plan = self._plan(settings)
+        plan = self._plan(output, settings)
         return lambda watch: Loop(begin(asked), plan, (asked, *repairs), watch)
 
-    def _resumed(self, run: RunResult, decisions: Mapping[str, Decision], settings: RunSettings) -> _Start:
+    def _resumed(self, run: RunResult, decisions: Mapping[str, Decision], output: Any, settings: RunSettings) -> _Start:
         if settings.get("history"):
             raise UsageError("a resumed run has its history already", hint="Leave `history` out.")
-        plan = self._plan(settings)
+        plan = self._plan(output, settings)
         first = answered(run.state, decisions, plan.toolbox)
         return lambda watch: Loop(run.state, plan, first, watch)
 
-    def _plan(self, settings: RunSettings) -> Plan:
+    def _plan(self, output: Any, settings: RunSettings) -> Plan:
         limits, options = settings.get("limits", self.limits), settings.get("options", self.options)
 
+        drivers = (self.driver, *self.fallback)
+        wanted = OutputType(output) if output is not None else None
+
         def request(state: State, step: CallModel) -> ModelRequest:
-            return ModelRequest(
+            made = ModelRequest(
                 messages=state.messages,
                 instructions=self.instructions,
                 tools=self._specs,
@@ -192,22 +222,29 @@ class Agent:
                 continues=state.continues,
                 timeouts=limits.timeouts,
             )
+            return shaped(made, wanted, drivers[step.driver].schema_support, state) if wanted is not None else made
+
+        def after(state: State) -> Prompted | OutputInvalid | None:
+            support = drivers[state.driver].schema_support
+            return after_answer(state, wanted, support, has_tools=bool(self._specs)) if wanted is not None else None
 
         return Plan(
-            drivers=(self.driver, *self.fallback),
+            drivers=drivers,
             toolbox=Executor(self.tools, limits, (*settings.get("resources", ()), *self._resources)),
             limits=limits,
             request=request,
             recovery=Recovery(policy=self._retry, strategy=self._strategy, on_interrupted=settings.get("on_interrupted", "fail")),
+            after_answer=after,
+            value_of=lambda state: value_of(state, wanted),
             approvals=check_approvals(settings["approvals"]) if "approvals" in settings else self.approvals,
             journal=self._journal,
         )
 
 
-async def _driven(start: _Start) -> RunResult:
+async def _driven(start: _Start) -> RunResult[Any]:
     loop = start(None)
     await loop.drive()
-    return RunResult.of(loop.state)
+    return loop.result
 
 
 def _driver(model: str | Driver) -> Driver:

@@ -6,13 +6,13 @@ import asyncio
 import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Self
+from typing import Generic, Self
 
 from treadle.agent.mailbox import Mailbox
 from treadle.core.loop import Loop
 from treadle.errors import UsageError
 from treadle.values.events import Ended, Event, Failed, TextDelta
-from treadle.values.state import RunResult
+from treadle.values.state import OutputT_co, RunResult
 
 __all__ = ["Run"]
 
@@ -20,7 +20,7 @@ GRACE_S = 1.0
 """After a cancel: how long the run may take to end before it is left behind."""
 
 
-class Run:
+class Run(Generic[OutputT_co]):
     """One run, as it happens.
 
         async with agent.stream("...") as run:
@@ -42,7 +42,7 @@ class Run:
         self._failed = False
 
     @property
-    def result(self) -> RunResult:
+    def result(self) -> RunResult[OutputT_co]:
         """How the run came out.
 
         Raises:
@@ -50,7 +50,7 @@ class Run:
         """
         if self._loop is None or not self._loop.ended:
             raise UsageError("the run has not ended yet", hint="Read `result` after the loop over its events.")
-        return RunResult.of(self._loop.state)
+        return self._loop.result
 
     async def cancel(self) -> None:
         """End the run now, with the stop reason `cancelled`. Returns when it has ended, at most about a second later.

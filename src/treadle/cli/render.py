@@ -22,6 +22,7 @@ from treadle.values.events import (
     Ended,
     Event,
     Failed,
+    Omitted,
     Prompted,
     Repaired,
     Replied,
@@ -147,7 +148,7 @@ class Plain:
                 self._note(f"~ {self._running.get((turn, position), 'a tool')}: {_remark(event)}")
             case ApprovalRequested():
                 self._end_line()  # what waits is asked about, or listed at the end
-            case Retried() | Discarded() | Repaired() | Prompted():
+            case Retried() | Discarded() | Repaired() | Omitted() | Prompted():
                 self._note(f"~ {_remark(event)}")
             case Ended(stop_reason=stop_reason):
                 self._stopped()
@@ -247,7 +248,7 @@ class Terminal:
                 self._line(("↻ ", "yellow"), (running.call if running else "a tool", ""), (f"  {_remark(event)}", "dim"))
             case ApprovalRequested():
                 self._gap()  # what waits is asked about, or listed at the end
-            case Retried() | Discarded() | Repaired() | Prompted():
+            case Retried() | Discarded() | Repaired() | Omitted() | Prompted():
                 self._line(("↻ ", "yellow"), (_remark(event), "dim"))
             case Ended(stop_reason=stop_reason):
                 self._stop_running()
@@ -367,7 +368,7 @@ class Terminal:
             self._streaming = None
 
 
-def _remark(event: Retried | ToolRetried | Discarded | Repaired | Prompted) -> str:
+def _remark(event: Retried | ToolRetried | Discarded | Repaired | Omitted | Prompted) -> str:
     """What the run did that is neither the model's doing nor a tool's."""
     match event:
         case Retried(error=error, wait_s=wait_s, driver=driver, model=model):
@@ -379,6 +380,10 @@ def _remark(event: Retried | ToolRetried | Discarded | Repaired | Prompted) -> s
             return "the answer broke off; what was written of it is void"
         case Repaired(index=index, what=what):
             return f"history, message {index}: {what}"
+        case Omitted(what=what, why=why):
+            return f"not sent: {what}; {why}"
+        case Prompted(why="output"):
+            return "the model was asked for the answer in its form"
         case Prompted():
             return "the reasoning reached its limit; the model was asked for the answer"
 

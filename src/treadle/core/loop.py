@@ -17,7 +17,7 @@ from treadle.core.deadline import Deadline
 from treadle.core.plan import Plan
 from treadle.core.state import apply
 from treadle.core.step import CallModel, CallTools, next_step
-from treadle.errors import ModelError, TreadleError
+from treadle.errors import ModelError, OutputInvalid, TreadleError
 from treadle.policy.meter import Meter
 from treadle.policy.recovery import check_fits, decide
 from treadle.store.append import Writer
@@ -79,13 +79,15 @@ class Loop:
                 held.push_async_callback(self._writer.settle)
                 for fact in self._first:
                     await self._writer.append(fact)
-                while step := next_step(self.state, self._plan.limits):
+                while step := next_step(self.state, self._plan.limits, self._plan.after_answer):
                     if deadline.is_over and not isinstance(step, Ended):
                         step = Ended(stop_reason="deadline")
                     if isinstance(step, CallModel):
                         await self._call_model(step, held)
                     elif isinstance(step, CallTools):
                         await Calls(step, self._plan, lambda: self.state, self._writer.append, deadline).get_results()
+                    elif isinstance(step, OutputInvalid):
+                        raise step
                     elif isinstance(step, Ended) and step.stop_reason == "waiting_approval":
                         await self._writer.append(replace(step, elapsed_s=deadline.elapsed_s))
                     else:
@@ -102,8 +104,13 @@ class Loop:
                 await self._writer.end(Failed(error=ErrorRecord.of(error), partial=self._partial()))
             finally:
                 if isinstance(error, TreadleError):
-                    error.result = RunResult.of(self.state)
+                    error.result = self.result
             raise
+
+    @property
+    def result(self) -> RunResult:
+        """What has come of the run so far."""
+        return RunResult.of(self.state, self._plan.value_of(self.state))
 
     def abandon(self) -> None:
         """End the run as cancelled at once, for a task that will not do it: nothing it does later is accepted."""
@@ -124,6 +131,7 @@ class Loop:
             await asyncio.sleep(step.wait_s)
         driver = self._plan.drivers[step.driver]
         meter = Meter(self._plan.limits, self.state, driver.calibration)
+        request = None
         try:
             is_new = step.driver not in self._connections
             if is_new:
@@ -142,16 +150,22 @@ class Loop:
                     if deltas and meter.add(deltas):
                         break
         except ModelError as error:
-            await self._recover(error, step, meter)
+            await self._recover(error, step, meter, schema=request is not None and request.output is not None)
             return
         await self._writer.append(
             meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
         )
 
-    async def _recover(self, error: ModelError, step: CallModel, meter: Meter) -> None:
+    async def _recover(self, error: ModelError, step: CallModel, meter: Meter, *, schema: bool) -> None:
         """Do what the policy says about a failed call; raise its error if that is to end the run."""
         facts = decide(
-            error, self.state, self._plan.recovery, attempt=step.attempt, shown=self._shown(), drivers=self._plan.drivers
+            error,
+            self.state,
+            self._plan.recovery,
+            attempt=step.attempt,
+            shown=self._shown(),
+            drivers=self._plan.drivers,
+            schema=schema,
         )
         if not facts:
             if self.state.attempt:

@@ -89,7 +89,7 @@ def apply(state: State, fact: Fact) -> State:
         attempt = state.attempt + (state.stop_reason != "waiting_approval")
         calls = tuple(replace(call, stale=True) if call.waits else call for call in state.open_calls)
         fresh = replace(state, stop_reason=None, error=None, partial=None, continues=None, shown_as=0, wait_s=0.0)
-        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls)
+        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls, output_asks=0)
     if isinstance(fact, Retried):
         return replace(
             state,
@@ -100,13 +100,15 @@ def apply(state: State, fact: Fact) -> State:
             wait_s=fact.wait_s,
             driver=fact.driver,
             continues=fact.continues,
+            schema_refused=fact.schema_refused or (state.schema_refused and fact.driver == state.driver),
             output_tokens=state.output_tokens + fact.output_tokens,
             reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
         )
     if isinstance(fact, Discarded):
         return replace(state, continues=None, shown_as=0)  # what was shown is void, the part that was to be gone on from too
     if isinstance(fact, Prompted):
-        return replace(state, closed=(*state.closed, fact.message), finish=None, cut=None, prompted=True)
+        asked = replace(state, closed=(*state.closed, fact.message), finish=None, cut=None)
+        return replace(asked, output_asks=state.output_asks + 1) if fact.why == "output" else replace(asked, prompted=True)
     if isinstance(fact, Ended):
         elapsed_s = state.elapsed_s + fact.elapsed_s
         return replace(state, stop_reason=fact.stop_reason, partial=fact.partial, elapsed_s=elapsed_s)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from msgspec import Struct
 
+from treadle.errors import OutputInvalid
 from treadle.policy.guard import stopped
 from treadle.policy.meter import ask_for_the_answer
 from treadle.values.events import Ended, Prompted
@@ -36,11 +38,17 @@ class CallTools(Struct, frozen=True):
     calls: tuple[OpenCall, ...]
 
 
-Step: TypeAlias = CallModel | CallTools | Prompted | Ended
+Step: TypeAlias = CallModel | CallTools | Prompted | Ended | OutputInvalid
 
 
-def next_step(state: State, limits: Limits) -> Step | None:
-    """The next step; a fact to record; or None when the run is over."""
+def next_step(
+    state: State, limits: Limits, after_answer: Callable[[State], Prompted | OutputInvalid | None] | None = None
+) -> Step | None:
+    """The next step; a fact to record; an error to end with; or None when the run is over.
+
+    Args:
+        after_answer: What follows an answer that has not the wanted form.
+    """
     if state.ended:
         return None
     if any(call.waits and not call.stale for call in state.open_calls):
@@ -55,15 +63,19 @@ def next_step(state: State, limits: Limits) -> Step | None:
         return Ended(stop_reason=state.cut)
     match state.finish:
         case "end":
-            return Ended(stop_reason="end")
+            return _answered(state, after_answer)
         case "refused":
             return Ended(stop_reason="refused")
         case "length":
             return Ended(stop_reason="output_limit")
         case "unknown" if not state.called:
-            return Ended(stop_reason="end")
+            return _answered(state, after_answer)
         case _:  # nothing yet, tools have answered, a pause, or calls that were not run and the model should know
             pass
     if state.turn >= limits.max_turns:
         return Ended(stop_reason="max_turns")
     return CallModel(state.turn + 1, state.shown_as or state.attempt + 1, state.driver, state.wait_s)
+
+
+def _answered(state: State, after_answer: Callable[[State], Prompted | OutputInvalid | None] | None) -> Step:
+    return (after_answer(state) if after_answer is not None else None) or Ended(stop_reason="end")

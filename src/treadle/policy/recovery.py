@@ -174,12 +174,14 @@ def decide(
     attempt: int,
     shown: AssistantMessage | None,
     drivers: Sequence[Driver],
+    schema: bool = False,
 ) -> list[Fact]:
     """The facts that say what is done about a failed attempt; none if the run is to end with its error.
 
     Args:
         attempt: The number that the failed attempt's deltas carried.
         shown: What was shown of it; None if nothing was.
+        schema: The request held the answer to a schema.
     """
     if shown is not None and rules.on_interrupted == "fail":
         return []
@@ -195,6 +197,10 @@ def decide(
             Discarded(turn=turn, attempt=attempt),
             Retried(turn=turn, attempt=attempt, error=ErrorRecord.of(error), wait_s=0.0, driver=state.driver),
         ]
+    if schema and shown is None and budget_left and isinstance(error, InvalidRequest | Unsupported):
+        # Perhaps for the schema: a server says so in too many ways. Without it the same error ends the run.
+        record = ErrorRecord.of(error)
+        return [Retried(turn=turn, attempt=attempt, error=record, wait_s=0.0, driver=state.driver, schema_refused=True)]
     decision = rules.strategy(
         Failure(
             error=error,

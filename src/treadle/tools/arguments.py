@@ -23,7 +23,7 @@ import msgspec
 
 from treadle.tools.schema import INTEGERS, Schema, default_of, draw, is_object, parts, resolved
 
-__all__ = ["InvalidArguments", "Parameters"]
+__all__ = ["InvalidArguments", "Parameters", "load_json"]
 
 
 class InvalidArguments(Exception):
@@ -57,8 +57,18 @@ class Parameters:
         Raises:
             InvalidArguments: For any text that does not fit, and nothing else for any text.
         """
+        value = load_json("the arguments are", text if text and not text.isspace() else "{}")
+        if not is_object(value):
+            raise InvalidArguments("the arguments must be one JSON object")
+        return self.convert(value)
+
+    def convert(self, value: dict[str, Any]) -> dict[str, Any]:
+        """`decode`, for JSON that is loaded already.
+
+        Raises:
+            InvalidArguments: As `decode`.
+        """
         try:
-            value = _loads(text)
             if not value.keys() <= self.schema["properties"].keys():
                 raise InvalidArguments(_unknown("", value, self.schema["properties"]))
             if nested := self._nested.keys() & value.keys():
@@ -71,10 +81,8 @@ class Parameters:
             raise
         except msgspec.ValidationError as error:
             raise InvalidArguments(self._explained(str(error))) from None
-        except UnicodeError:
-            raise InvalidArguments("a text holds half of a surrogate pair") from None
         except RecursionError:
-            raise InvalidArguments("the arguments are nested too deeply") from None
+            raise InvalidArguments("the value is nested too deeply") from None
         except Exception as error:  # a `__post_init__`, a validator, a list in a set
             raise InvalidArguments(f"invalid value: {type(error).__name__}: {error}") from None
         return msgspec.structs.asdict(struct)
@@ -103,18 +111,28 @@ def _field(p: inspect.Parameter) -> Any:
     return (p.name, hint, p.default)  # also a marker such as `object()`, which is known by its identity
 
 
-def _loads(text: str) -> dict[str, Any]:
+def load_json(subject: str, text: str) -> Any:
+    """One JSON value, read strictly.
+
+    Args:
+        subject: How a sentence about the text begins: `the answer is`.
+
+    Raises:
+        InvalidArguments: It is none, or holds a key twice, NaN, a number without end, or half of a surrogate pair.
+    """
     try:
-        value = _JSON.decode("{}" if not text or text.isspace() else text)
+        value = _JSON.decode(text)
+        if "\\u" in text:  # may be half of a surrogate pair, which is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         said = error.msg.removesuffix(" at")
-        raise InvalidArguments(f"the arguments are not valid JSON: {said} at character {error.pos}") from None
+        raise InvalidArguments(f"{subject} not valid JSON: {said} at character {error.pos}") from None
+    except UnicodeError:
+        raise InvalidArguments("a text holds half of a surrogate pair") from None
+    except RecursionError:
+        raise InvalidArguments(f"{subject} nested too deeply") from None
     except ValueError:
-        raise InvalidArguments("the arguments hold a number that is too long") from None
-    if not is_object(value):
-        raise InvalidArguments("the arguments must be one JSON object")
-    if "\\u" in text:  # may be half of a surrogate pair, which is no text
-        json.dumps(value, ensure_ascii=False).encode()
+        raise InvalidArguments("there is a number that is too long") from None
     return value
 
 

@@ -157,7 +157,7 @@ class Prompted(Fact, frozen=True, kw_only=True, gc=False):
     """The run itself said something to the model, in the user's place."""
 
     message: UserMessage
-    why: Literal["reasoning_limit"]
+    why: Literal["reasoning_limit", "output"]
 
 
 class Omitted(Fact, frozen=True, kw_only=True, gc=False):
@@ -189,6 +189,7 @@ class Retried(Fact, frozen=True, kw_only=True, gc=False):
         driver: Which of the agent's models makes it: 0 is the first, then the fallbacks in order.
         model: That model's name.
         continues: The partial answer that the next attempt goes on from; None if it begins anew.
+        schema_refused: The server refused the request with its schema for the answer: from now on the model is asked in words.
         output_tokens, reasoning_tokens: Of the failed attempt, as counted here; they count for the run's bounds.
     """
 
@@ -199,6 +200,7 @@ class Retried(Fact, frozen=True, kw_only=True, gc=False):
     driver: int = 0
     model: str | None = None
     continues: AssistantMessage | None = None
+    schema_refused: bool = False
     output_tokens: float = 0.0
     reasoning_tokens: float = 0.0
 

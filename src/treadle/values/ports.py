@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from treadle.values.events import Delta, Fact
 from treadle.values.messages import Message, ToolCall, ToolMessage
-from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
+from treadle.values.request import ModelInfo, ModelRequest, Omission, OutputSchema, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.values.toolcalls import Concurrency, Outcome
 
-__all__ = ["CallContext", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
+__all__ = ["AnswerType", "CallContext", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
 
 
 class ReplyStream(Protocol):
@@ -163,6 +163,21 @@ class Toolbox(Protocol):
 
     async def settle(self) -> None:
         """Wait a moment for tools that were cancelled; returns at once if none was."""
+        ...
+
+
+class AnswerType(Protocol):
+    """What the answer of a run has to be."""
+
+    @property
+    def schema(self) -> OutputSchema: ...
+
+    def decode(self, text: str) -> Any:
+        """The value that an answer says.
+
+        Raises:
+            OutputInvalid: It says none of this form.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,17 @@ from treadle.values.toolcalls import Decision, Edit, PendingCall
 from treadle.values.usage import Usage
 
 __all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak", "run_from_json", "run_to_json"]
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    OutputT_co = TypeVar("OutputT_co", covariant=True, default=Any)
+    """What `output=` asked for."""
+else:
+    from typing import TypeVar  # of 3.13 on it knows defaults
+
+    OutputT_co = TypeVar("OutputT_co", covariant=True)
 
 
 class OpenCall(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -84,6 +95,8 @@ class State(Struct, frozen=True, kw_only=True):
         text, called, finish: The last turn's text, whether it had calls, and why it stopped.
         cut: The bound at which we cut it.
         prompted: The run has asked for the answer after a reasoning cut; it does so once.
+        output_asks: How often it has asked for the answer in the form of `output=`, in this segment.
+        schema_refused: The present model's server refused a request for its schema.
         attempt: Attempts at the turn under way that failed; `attempts_on_driver` those on the present model.
         shown_as: The attempt whose deltas the next one's extend, when it goes on from a partial answer; else 0.
         retries: Further attempts made in the whole run.
@@ -106,6 +119,8 @@ class State(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     cut: StopReason | None = None
     prompted: bool = False
+    output_asks: int = 0
+    schema_refused: bool = False
     attempt: int = 0
     attempts_on_driver: int = 0
     shown_as: int = 0
@@ -151,7 +166,7 @@ def _result(open_call: OpenCall) -> ToolMessage:
     return ToolMessage(open_call.call.id, open_call.call.name, said, is_error=True)
 
 
-class RunResult(Struct, frozen=True, kw_only=True):
+class RunResult(Struct, Generic[OutputT_co], frozen=True, kw_only=True):
     """How a run came out.
 
     Attributes:
@@ -164,6 +179,8 @@ class RunResult(Struct, frozen=True, kw_only=True):
             however this one ended.
         run_id: Names the run.
         state: All of it, as versioned data: what `resume` takes.
+        output: The answer as the type that was asked for with `output=`; None if none was, or the run ended for another reason than
+            `end`.
     """
 
     text: str
@@ -174,6 +191,7 @@ class RunResult(Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     run_id: str
     state: State
+    output: OutputT_co = None  # pyright: ignore[reportAssignmentType]
 
     @property
     def pending(self) -> tuple[PendingCall, ...]:
@@ -181,7 +199,7 @@ class RunResult(Struct, frozen=True, kw_only=True):
         return tuple(call.pending for call in self.state.open_calls if call.pending is not None and call.waits)
 
     @classmethod
-    def of(cls, state: State) -> RunResult:
+    def of(cls, state: State, output: Any = None) -> RunResult:
         """The result that a state amounts to."""
         return cls(
             text=state.partial.text if state.partial is not None else state.text,
@@ -192,6 +210,7 @@ class RunResult(Struct, frozen=True, kw_only=True):
             messages=state.messages,
             run_id=state.run_id,
             state=state,
+            output=output,
         )
 
 
