@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from treadle.errors import BadStream as BadStream
     from treadle.errors import ConnectFailed as ConnectFailed
     from treadle.errors import ContentRefused as ContentRefused
+    from treadle.errors import ContextFloorExceedsWindow as ContextFloorExceedsWindow
     from treadle.errors import ContextOverflow as ContextOverflow
     from treadle.errors import HistoryError as HistoryError
     from treadle.errors import InvalidRequest as InvalidRequest
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from treadle.errors import ModelTimeout as ModelTimeout
     from treadle.errors import OutputInvalid as OutputInvalid
     from treadle.errors import Overloaded as Overloaded
+    from treadle.errors import PromptSilentlyTruncated as PromptSilentlyTruncated
     from treadle.errors import QuotaExceeded as QuotaExceeded
     from treadle.errors import RateLimited as RateLimited
     from treadle.errors import ServerError as ServerError
@@ -43,6 +45,13 @@ if TYPE_CHECKING:
     from treadle.errors import TreadleError as TreadleError
     from treadle.errors import Unsupported as Unsupported
     from treadle.errors import UsageError as UsageError
+    from treadle.policy.compaction import Compaction as Compaction
+    from treadle.policy.compaction import ModelSummary as ModelSummary
+    from treadle.policy.compaction import Room as Room
+    from treadle.policy.compaction import Summary as Summary
+    from treadle.policy.compaction import local_summary as local_summary
+    from treadle.policy.compaction import sliding_window as sliding_window
+    from treadle.policy.context import ContextPolicy as ContextPolicy
     from treadle.policy.recovery import Abort as Abort
     from treadle.policy.recovery import Answer as Answer
     from treadle.policy.recovery import Failure as Failure
@@ -67,6 +76,8 @@ if TYPE_CHECKING:
     from treadle.values.events import ApprovalAnswered as ApprovalAnswered
     from treadle.values.events import ApprovalRequested as ApprovalRequested
     from treadle.values.events import Asked as Asked
+    from treadle.values.events import Compacted as Compacted
+    from treadle.values.events import ContextPlanned as ContextPlanned
     from treadle.values.events import Delta as Delta
     from treadle.values.events import Discarded as Discarded
     from treadle.values.events import Ended as Ended
@@ -76,6 +87,7 @@ if TYPE_CHECKING:
     from treadle.values.events import Failed as Failed
     from treadle.values.events import Omitted as Omitted
     from treadle.values.events import Prompted as Prompted
+    from treadle.values.events import Pruned as Pruned
     from treadle.values.events import Repaired as Repaired
     from treadle.values.events import Replied as Replied
     from treadle.values.events import Resumed as Resumed
@@ -106,6 +118,7 @@ if TYPE_CHECKING:
     from treadle.values.messages import UserMessage as UserMessage
     from treadle.values.messages import messages_from_json as messages_from_json
     from treadle.values.messages import messages_to_json as messages_to_json
+    from treadle.values.outgoing import HttpRequest as HttpRequest
     from treadle.values.ports import Connection as Connection
     from treadle.values.ports import Driver as Driver
     from treadle.values.ports import Journal as Journal
@@ -148,6 +161,7 @@ _EXPORTS = {
         "BadStream",
         "ConnectFailed",
         "ContentRefused",
+        "ContextFloorExceedsWindow",
         "ContextOverflow",
         "HistoryError",
         "InvalidRequest",
@@ -157,6 +171,7 @@ _EXPORTS = {
         "ModelTimeout",
         "OutputInvalid",
         "Overloaded",
+        "PromptSilentlyTruncated",
         "QuotaExceeded",
         "RateLimited",
         "ServerError",
@@ -168,6 +183,15 @@ _EXPORTS = {
         "Unsupported",
         "UsageError",
     ),
+    "treadle.policy.compaction": (
+        "Compaction",
+        "ModelSummary",
+        "Room",
+        "Summary",
+        "local_summary",
+        "sliding_window",
+    ),
+    "treadle.policy.context": ("ContextPolicy",),
     "treadle.policy.recovery": (
         "Abort",
         "Answer",
@@ -201,6 +225,8 @@ _EXPORTS = {
         "ApprovalAnswered",
         "ApprovalRequested",
         "Asked",
+        "Compacted",
+        "ContextPlanned",
         "Delta",
         "Discarded",
         "Ended",
@@ -210,6 +236,7 @@ _EXPORTS = {
         "Failed",
         "Omitted",
         "Prompted",
+        "Pruned",
         "Repaired",
         "Replied",
         "Resumed",
@@ -245,6 +272,7 @@ _EXPORTS = {
         "messages_from_json",
         "messages_to_json",
     ),
+    "treadle.values.outgoing": ("HttpRequest",),
     "treadle.values.ports": (
         "Connection",
         "Driver",

@@ -19,6 +19,8 @@
         ├── QuotaExceeded          yours: the account has no money or quota left
         ├── ModelNotFound          yours: the model's name, or the address
         ├── ContextOverflow        yours: the prompt does not fit the model's window
+        │   └── ContextFloorExceedsWindow   what may not be left out of it does not fit either
+        ├── PromptSilentlyTruncated  the server's: it read less of the prompt than it was sent, and did not say so
         ├── ContentRefused         yours: the server's rules refuse what the request says
         ├── Unsupported            yours: the server or the model cannot do what is asked
         └── InvalidRequest         yours: the server refuses this request for good
@@ -31,7 +33,9 @@ what the server said is in `server_said`, for you to log or not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from treadle.values.state import RunResult
@@ -41,6 +45,7 @@ __all__ = [
     "BadStream",
     "ConnectFailed",
     "ContentRefused",
+    "ContextFloorExceedsWindow",
     "ContextOverflow",
     "HistoryError",
     "InvalidRequest",
@@ -50,6 +55,7 @@ __all__ = [
     "ModelTimeout",
     "OutputInvalid",
     "Overloaded",
+    "PromptSilentlyTruncated",
     "QuotaExceeded",
     "RateLimited",
     "ServerError",
@@ -282,9 +288,56 @@ class ModelNotFound(ModelError):
 
 
 class ContextOverflow(ModelError):
-    """The prompt does not fit the model's context window."""
+    """The prompt does not fit the model's context window.
+
+    Attributes:
+        window_tokens: The window, if the server said it.
+        prompt_tokens: The prompt's length, if the server said it.
+    """
 
     default_hint = "Shorten the conversation or the tools, or serve the model with a larger context."
+
+    def __init__(
+        self, message: str, *, window_tokens: int | None = None, prompt_tokens: int | None = None, **settings: Any
+    ) -> None:
+        super().__init__(message, **settings)
+        self.window_tokens = window_tokens
+        self.prompt_tokens = prompt_tokens
+
+
+class ContextFloorExceedsWindow(ContextOverflow):
+    """What may not be left out of the conversation does not fit the model's window, so that no compaction can help.
+
+    Attributes:
+        floor: What it is made of: estimated tokens by component, largest first.
+    """
+
+    default_hint = "Fewer tools, shorter instructions or a shorter request are needed, or the model served with a larger context."
+
+    def __init__(self, message: str, *, floor: Mapping[str, int] = MappingProxyType({}), **settings: Any) -> None:
+        super().__init__(message, prompt_tokens=sum(floor.values()), **settings)
+        self.floor = dict(floor)
+
+
+class PromptSilentlyTruncated(ModelError):
+    """The server cut the prompt to its window without saying so: the model answered without having seen all of it.
+
+    No tool call of that answer was run.
+
+    Attributes:
+        read_tokens: What the server says it read.
+        expected_tokens: What it was sent: counted by the server itself in the turn before, and estimated for the rest.
+    """
+
+    default_hint = (
+        "Serve the model with a larger context (Ollama: OLLAMA_CONTEXT_LENGTH or num_ctx; LM Studio: the model's context length), "
+        "or set ContextPolicy(window_tokens=...) to what it has, so that conversations are shortened in time."
+    )
+
+    def __init__(self, message: str, *, read_tokens: int = 0, expected_tokens: int = 0, **settings: Any) -> None:
+        super().__init__(message, **settings)
+        self.read_tokens = read_tokens
+        self.expected_tokens = expected_tokens
 
 
 class InvalidRequest(ModelError):

@@ -27,8 +27,10 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.anthropic import AnthropicCodec
+from treadle.wire.anthropic_requests import ANTHROPIC_API
+from treadle.wire.schemas import closed
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -161,6 +163,41 @@ def test_the_same_conversation_is_the_same_request(recorder: Recorder, client: A
     )
     codec = AnthropicCodec()
     assert recorder.requests == [("/v1" + codec.path, json.loads(codec.encoder("m").encode(request)))]
+
+
+def test_the_same_form_of_an_answer_is_the_same_request(recorder: Recorder, client: Any) -> None:
+    recorder.answer = FULL
+    schema: dict[str, Any] = {"type": "object", "properties": {"t": {"type": "integer"}}, "required": ["t"]}
+    final_message(
+        client,
+        model="m",
+        max_tokens=8192,
+        thinking={"type": "adaptive"},
+        output_config={"effort": "low", "format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}},
+        messages=[{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": CACHE}]}],
+    )
+    codec = AnthropicCodec(ANTHROPIC_API)
+    request = ModelRequest(
+        messages=(UserMessage("x"),), output=OutputSchema(name="weather", schema=schema), options=Options(reasoning="low")
+    )
+    assert recorder.requests == [("/v1" + codec.path, json.loads(codec.encoder("m").encode(request)))]
+
+
+def test_a_schema_is_closed_as_the_sdk_closes_it() -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "title": "Weather",
+        "$defs": {"Wind": {"type": "object", "properties": {"from": {"enum": ["N", "S"]}}, "required": ["from"]}},
+        "properties": {
+            "place": {"type": "string", "description": "Where.", "title": "Place"},
+            "day": {"type": "string", "format": "date"},
+            "wind": {"$ref": "#/$defs/Wind", "description": "Left out beside a reference."},
+            "hours": {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "null"}]}, "minItems": 1},
+            "kind": {"oneOf": [{"const": "a"}, {"type": "boolean"}]},
+        },
+        "required": ["place"],
+    }
+    assert closed(schema) == anthropic.transform_schema(schema)
 
 
 @pytest.mark.parametrize("case", ["everything", *(case for case in cases() if is_stream(case) and status(case) == 200)])

@@ -55,13 +55,14 @@ from treadle import (
     tool,
 )
 from treadle.values.history import check_history
+from treadle.values.tokens import estimate_tokens
 from treadle.wire.chat import ChatCodec
 from treadle.wire.dialects import Dialect
 
 FINE = sse(*reply("Fine"))
 DOWN = json_reply({"error": {"message": "down"}}, status=500)
 
-PIECE = "ten words of four tokens in two and a half "[:40]  # 10 tokens by estimate
+PIECE = "wordsoffourletterswithoutanyblankbetween"  # 10 tokens by estimate
 ran: list[Any] = []
 
 
@@ -188,7 +189,7 @@ class TestOutputTokens:
         exchange = itertools.chain(sse(done=False)[:1], (sse(chunk, done=False)[1] for chunk in counting))
         result = outcome([exchange], Limits()).result  # type: ignore[list-item]
         assert result.stop_reason == "output_limit"
-        assert 32_768 < len(result.text) / 4 < 32_768 + 400
+        assert 32_768 < estimate_tokens(result.text) < 32_768 + 1_000
 
     def test_exactly_the_bound_passes(self) -> None:
         seen = outcome([sse(*[text_chunk(PIECE)] * 10, finish_chunk())], self.LIMITS)
@@ -211,7 +212,7 @@ class TestOutputTokens:
         result = seen.result.messages[-1]
         assert isinstance(result, ToolMessage)
         assert result.content.startswith("Not run: the reply was cut before its end")
-        assert '{"path": "ten words' in result.content
+        assert '{"path": "wordsof' in result.content
         assert left_at(seen.connections[0]) == 0
 
     def test_a_whole_call_of_a_cut_turn_does_not_run_either(self) -> None:
@@ -553,7 +554,7 @@ class TestResultSize:
                 raise ToolError(value)
             return value
 
-        seen = outcome([sse(*reply(calls=[("dump", {})])), FINE], limits, tools=[dump])
+        seen = outcome([sse(*reply(calls=[("dump", {})], usage=None)), FINE], limits, tools=[dump])
         message = seen.result.messages[2]
         assert isinstance(message, ToolMessage)
         return message, seen.requests[1]["messages"][-1]["content"]
@@ -613,6 +614,11 @@ class TestTimeouts:
         assert (seen.result.text, seen.took_s) == ("Hi", pytest.approx(3, abs=0.1))
 
 
+def _letters(n: int) -> str:
+    """40 letters, 10 tokens by estimate, that are not the same twice."""
+    return "".join("abcdefghij"[int(digit)] for digit in f"{n:040d}")
+
+
 class TestCalibration:
     def turn(self, pieces: int, reported: int | None) -> list[Step]:
         usage = (10, reported) if reported is not None else None
@@ -623,7 +629,7 @@ class TestCalibration:
         """A bound of 500 tokens is 50 pieces by estimate; half as many, if a piece is 20 tokens to the server."""
 
         async def main() -> tuple[RunResult, float]:
-            counting = (sse(text_chunk(f"{n:040d}"), done=False)[1] for n in itertools.count())
+            counting = (sse(text_chunk(_letters(n)), done=False)[1] for n in itertools.count())
             script: list[Any] = [self.turn(10, reported)] * 10 + [itertools.chain(sse(done=False)[:1], counting)]
             async with ByteServer(script) as server:
                 driver = HttpDriver(ChatCodec(), server.url, "m")

@@ -29,7 +29,7 @@ from treadle import (
     Answer,
     AuthenticationFailed,
     ConnectFailed,
-    ContextOverflow,
+    ContextFloorExceedsWindow,
     Discarded,
     Event,
     Failed,
@@ -285,7 +285,7 @@ class TestFallback:
     def two(
         self, first: Sequence[Exchange], second: Sequence[Exchange], **settings: Any
     ) -> tuple[Any, list[Event], list[int], float]:
-        window = settings.pop("window", None)
+        window, prompt = settings.pop("window", None), settings.pop("prompt", "Hi")
 
         async def info() -> ModelInfo:
             return ModelInfo(model="b", server="x", window_tokens=window)
@@ -300,7 +300,7 @@ class TestFallback:
                 )
                 events: list[Event] = []
                 came: Any
-                async with agent.stream("Hi", on_interrupted="restart") as run:
+                async with agent.stream(prompt, on_interrupted="restart") as run:
                     try:
                         async for event in run:
                             events.append(event)
@@ -338,9 +338,9 @@ class TestFallback:
         assert came.text == "Fine" and asked == [1, 1] and took < 1
 
     def test_a_conversation_that_does_not_fit_the_next_model_is_not_sent_to_it(self) -> None:
-        came, _, asked, _ = self.two([DOWN, DOWN], [], window=0)
+        came, _, asked, _ = self.two([DOWN, DOWN], [], window=1_000, prompt="What is this? " * 500)
         assert asked == [2, 0]
-        assert isinstance(came, ContextOverflow) and "does not fit" in came.message
+        assert isinstance(came, ContextFloorExceedsWindow) and "does not fit" in came.message
 
     def test_the_run_stays_with_the_model_that_answered(self) -> None:
         @tool(concurrency="read_only")

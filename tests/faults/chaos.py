@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from tests.faults.chaos_world import Server, World, conversation
-from tests.faults.row import of_deltas, of_events, of_facts, shown
+from tests.faults.row import of_deltas, of_events, of_facts, of_grammar, shown
 from tests.harness import ByteServer, run_virtual, settled
 from treadle import (
     Agent,
@@ -205,6 +205,7 @@ def of_run(world: World, script: Server, reader: Reader, bounds: Limits) -> list
         found.append(f"a text is twice in the history: {max(texts, key=texts.count)[:60]!r}")
     left = reader.left_at is not None
     found += of_deltas(reader.events) if left else of_events(reader.events)
+    found += of_grammar(world.facts, reader.events, whole=not left)
     if result is None and reader.how not in ("drops", "is cancelled", "times out"):
         found.append("no result")
     text = RunResult.of(state).text

@@ -29,6 +29,7 @@ from treadle import (
     tool,
 )
 from treadle.core.state import fold
+from treadle.testing import BrokenEvents, check_events
 from treadle.values.history import check_history
 from treadle.wire.chat import ChatCodec
 
@@ -195,7 +196,23 @@ def verdict(row: Row, surface: Surface, world: World, events: list[Event], resul
         check_history(result.messages)
     except Exception as error:
         found.append(f"history: {error}")
-    return found + of_facts(world.facts, world.ran, result) + of_events(events)
+    return found + of_facts(world.facts, world.ran, result) + of_events(events) + of_grammar(world.facts, events)
+
+
+def of_grammar(facts: list[Fact], events: list[Event], *, whole: bool = True) -> list[str]:
+    """What `check_events` says of the journal, and of the events if the run was watched.
+
+    Args:
+        whole: The reader stayed to the end.
+    """
+    found: list[str] = []
+    for seen, settings in ((facts, {"journal": True}), (events, {"whole": whole})):
+        try:
+            if seen:
+                check_events(seen, **settings)
+        except BrokenEvents as error:
+            found.append(f"grammar: {error}")
+    return found
 
 
 def of_facts(facts: list[Fact], ran: int, result: RunResult) -> list[str]:

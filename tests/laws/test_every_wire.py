@@ -31,6 +31,7 @@ from treadle import (
     Asked,
     Discarded,
     Ended,
+    Event,
     Fact,
     HttpDriver,
     Limits,
@@ -51,6 +52,7 @@ from treadle import (
     run_to_json,
     tool,
 )
+from treadle.testing import check_events
 from treadle.values.history import check_history
 from treadle.wire.anthropic import AnthropicCodec
 from treadle.wire.anthropic_requests import ANTHROPIC_API
@@ -102,7 +104,7 @@ def chat(turn: Turn, n: int) -> Exchange:
 
 
 def as_anthropic(turn: Turn, n: int) -> Exchange:
-    pieces, index = [anthropic.start()], 0
+    pieces, index = [anthropic.start(input_tokens=40 * (n + 1) + 6_000 * (n > 8), output_tokens=1)], 0  # as if it read all
     if turn.thinking:
         thought = anthropic.delta(0, "thinking_delta", thinking=turn.thinking) + anthropic.delta(
             0, "signature_delta", signature="sg=="
@@ -227,12 +229,15 @@ def story(wire: str, *, cut: bool = False) -> list[Any]:
             )
 
             async def watch(running: Any) -> RunResult:
+                events: list[Event] = []
                 async with running:
                     async for event in running:
+                        events.append(event)
                         if isinstance(event, Fact):
                             facts.append(told(event))
                         elif isinstance(event, TextDelta | ThinkingDelta) and facts[-1:] and isinstance(facts[-1], list):
                             facts[-1].append(event.text)
+                check_events(events)
                 check_history(running.result.messages)
                 return run_from_json(run_to_json(running.result))
 

@@ -38,6 +38,7 @@ from treadle import (
     tool,
 )
 from treadle.core.state import fold
+from treadle.testing import check_events
 from treadle.tools.builtin.person import ask_user
 from treadle.values.history import check_history
 from treadle.values.limits import GuardLimits
@@ -145,6 +146,7 @@ class World:
         self.check_facts()
 
     def check_facts(self) -> None:
+        check_events(self.facts, journal=True)
         waiting: set[tuple[int, int]] = set()
         asked_before: set[tuple[int, int]] = set()
         endings = 0

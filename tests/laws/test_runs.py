@@ -16,7 +16,9 @@ from treadle.core.plan import Plan
 from treadle.core.state import fold
 from treadle.core.step import CallModel
 from treadle.errors import TreadleError
+from treadle.policy.context import Context, ContextPolicy
 from treadle.policy.recovery import Recovery, RetryPolicy
+from treadle.testing import check_events
 from treadle.tools.executor import Executor
 from treadle.values.events import Asked, Fact
 from treadle.values.history import check_history
@@ -95,6 +97,9 @@ class World:
         assert len(set(started)) == len(started)
         assert len(set(finished)) == len(finished)
         assert fold(self.facts) == state
+        check_events(self.facts, journal=True)
+        if events:
+            check_events(events, whole=bool(endings))
 
 
 @given(turns, st.integers(0, 30), st.sampled_from(["break", "cancel", "never"]))
@@ -157,6 +162,7 @@ def test_a_run_carried_on_from_any_journal_prefix_ends_and_runs_nothing_twice(co
                 limits=limits,
                 request=request,
                 recovery=Recovery(policy=RetryPolicy(attempts=1)),
+                context=Context(ContextPolicy(), (agent.driver,), limits, can_read_results=False),
                 journal=world,
             )
             loop = Loop(done, plan)

@@ -34,11 +34,11 @@ def text(tokens: int) -> TextDelta:
 
 
 def thinking(tokens: int) -> ThinkingDelta:
-    return ThinkingDelta(turn=1, text="hmm " * tokens)
+    return ThinkingDelta(turn=1, text="hmmm" * tokens)
 
 
 def arguments(tokens: int) -> ToolCallDelta:
-    return ToolCallDelta(turn=1, position=0, name="write", arguments='{"a"' * tokens)
+    return ToolCallDelta(turn=1, position=0, name="write", arguments='{"' * tokens)
 
 
 def replied(meter: Meter, *, finish: Any = "end", output_tokens: int | None = None) -> Replied:

@@ -21,6 +21,7 @@ from treadle.drivers.catalog import PRESETS, driver_for
 from treadle.drivers.embedded import LlamaServer
 from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ContextOverflow, MissingExtra, UsageError
+from treadle.policy.context import ContextPolicy
 from treadle.values.events import Delta, TextDelta
 from treadle.values.messages import ToolCall, UserMessage
 from treadle.values.ports import Driver
@@ -217,7 +218,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_word_that_would_crash_the_process_is_not_sent(llamacpp: LlamaServer) -> None:
     """30,000 characters without a blank end the process in llama.cpp's tokenizer; 16,000 are read."""
-    agent = Agent(llamacpp.driver, options=Options(max_tokens=1))
+    agent = Agent(llamacpp.driver, options=Options(max_tokens=1), context=ContextPolicy(window_tokens=100_000))
     with pytest.raises(ContextOverflow, match="30,000 characters without a blank"):
         agent.run_sync("x" * 30_000)
     with pytest.raises(ContextOverflow, match="HTTP 400"):

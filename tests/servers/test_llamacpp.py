@@ -12,7 +12,9 @@ import pytest
 from treadle import (
     Agent,
     AssistantMessage,
+    ContextFloorExceedsWindow,
     ContextOverflow,
+    ContextPolicy,
     Ended,
     LlamaServer,
     ModelRequest,
@@ -112,9 +114,13 @@ def test_a_turn_cut_by_length_does_not_run_its_call(llamacpp: LlamaServer) -> No
 
 
 def test_a_prompt_that_does_not_fit(llamacpp: LlamaServer) -> None:
-    with pytest.raises(ContextOverflow) as caught:
+    with pytest.raises(ContextFloorExceedsWindow, match="the user's first request") as caught:
         Agent(llamacpp.driver).run_sync("weather " * 4000)
-    assert caught.value.status == 400
+    assert caught.value.window_tokens == 2048
+    sent = ContextPolicy(window_tokens=100_000)  # the server is asked, and says it
+    with pytest.raises(ContextOverflow) as caught:
+        Agent(llamacpp.driver, context=sent).run_sync("weather " * 4000)
+    assert caught.value.window_tokens == 2048
 
 
 def test_leaving_frees_the_slot(llamacpp: LlamaServer) -> None:

@@ -209,7 +209,14 @@ class TestTerminalProof:
         assert (reply.finish, reply.finish_said) == (finish, str(said))
 
     @pytest.mark.parametrize(
-        ("said", "finish"), [("end_turn", "tool_use"), ("max_tokens", "length"), ("refusal", "refused"), ("x", "unknown")]
+        ("said", "finish"),
+        [
+            ("end_turn", "tool_use"),
+            ("pause_turn", "tool_use"),  # a call may not go back without its result
+            ("max_tokens", "length"),
+            ("refusal", "refused"),
+            ("x", "unknown"),
+        ],
     )
     def test_reasons_with_calls(self, said: str, finish: str) -> None:
         assert decode(start() + call(0, "a", "f", "{}") + stop(said) + STOP)[1].finish == finish

@@ -28,7 +28,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.anthropic import AnthropicCodec
 from treadle.wire.anthropic_requests import ANTHROPIC_API, AnthropicDialect
 
@@ -340,3 +340,25 @@ def test_a_turn_costs_what_is_new_in_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_request_is_json_that_decodes_strictly() -> None:
     msgspec.json.decode(encode(ModelRequest(messages=ATTACHED, instructions="x", tools=(TOOL,))))
+
+
+class TestSchemas:
+    OUTPUT = OutputSchema(
+        name="weather", schema={"type": "object", "properties": {"t": {"type": "integer", "minimum": 0}}, "required": ["t"]}
+    )
+
+    def test_golden_bytes(self) -> None:
+        assert encode(ModelRequest(messages=(UserMessage("x"),), output=self.OUTPUT), ANTHROPIC_API).decode() == (
+            '{"model":"m","stream":true,"max_tokens":8192,"output_config":{"format":{"type":"json_schema","schema":{"type":"object",'
+            '"properties":{"t":{"type":"integer","description":"(minimum: 0)"}},"required":["t"],"additionalProperties":false}}},'
+            '"messages":[{"role":"user","content":[{"type":"text","text":"x"' + MARK + "}]}]}"
+        )
+
+    def test_beside_an_effort_and_what_extra_body_sets(self) -> None:
+        set_ = Options(reasoning="low", extra_body={"output_config": {"effort": "max"}})
+        written = sent(UserMessage("x"), dialect=ANTHROPIC_API, output=self.OUTPUT, options=set_)
+        assert written["output_config"].keys() == {"effort", "format"}
+        assert written["output_config"]["effort"] == "max"
+
+    def test_not_to_servers_that_are_not_known_to_take_one(self) -> None:
+        assert "output_config" not in sent(UserMessage("x"), output=self.OUTPUT)

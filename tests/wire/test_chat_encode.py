@@ -23,9 +23,9 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.chat import ChatCodec
-from treadle.wire.dialects import LLAMACPP, VLLM, Dialect
+from treadle.wire.dialects import DEEPSEEK, LLAMACPP, OPENAI, VLLM, Dialect
 
 CONVERSATION: tuple[Message, ...] = (
     UserMessage("Weather in Oslo? 日本"),
@@ -165,3 +165,39 @@ class TestImages:
             written = encoder.encode(request)
             assert written == encode(request)
             assert encode(ModelRequest(messages=self.SHOWN)).startswith(written[:-2])
+
+
+class TestSchemas:
+    STRICT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}  # noqa: RUF012
+
+    def test_golden_bytes(self) -> None:
+        output = OutputSchema(name="weather", schema=self.STRICT)
+        assert encode(ModelRequest(messages=(UserMessage("x"),), output=output)).decode() == (
+            '{"model":"m","stream":true,"stream_options":{"include_usage":true},'
+            '"response_format":{"type":"json_schema","json_schema":{"name":"weather","schema":{"type":"object","properties":'
+            '{"a":{"type":"string"}},"required":["a"],"additionalProperties":false},"strict":true}},'
+            '"messages":[{"role":"user","content":"x"}]}'
+        )
+
+    def test_strict_only_where_the_schema_allows_it(self) -> None:
+        output = OutputSchema(name="weather", schema={**self.STRICT, "required": []})
+        sent = json.loads(encode(ModelRequest(messages=(), output=output)))
+        assert sent["response_format"]["json_schema"]["strict"] is False
+
+    def test_not_to_a_server_that_knows_none(self) -> None:
+        output = OutputSchema(name="weather", schema=self.STRICT)
+        assert "response_format" not in json.loads(encode(ModelRequest(messages=(), output=output), DEEPSEEK))
+
+    def test_extra_body_has_the_last_word(self) -> None:
+        options = Options(extra_body={"response_format": {"type": "json_object"}})
+        output = OutputSchema(name="weather", schema=self.STRICT)
+        sent = json.loads(encode(ModelRequest(messages=(), output=output, options=options)))
+        assert sent["response_format"] == {"type": "json_object"}
+
+    def test_tools_are_strict_at_openai_only(self) -> None:
+        tools = (TOOL, ToolSpec(name="f", description="", parameters=self.STRICT))
+        request = ModelRequest(messages=(), tools=tools, options=Options(max_tokens=9))
+        sent = json.loads(encode(request, OPENAI))
+        assert [tool["function"]["strict"] for tool in sent["tools"]] == [False, True]
+        assert sent["max_completion_tokens"] == 9 and "max_tokens" not in sent
+        assert all("strict" not in tool["function"] for tool in json.loads(encode(request))["tools"])

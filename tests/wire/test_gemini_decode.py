@@ -300,6 +300,8 @@ class TestOddShapes:
             (b"data: [1]\n\n", BadStream),
             (b"data: " + b"[" * 100_000 + b"\n\n", BadStream),
             (b"[" * 100_000, ModelError),
+            (b": keep-alive\n\n", StreamTruncated),
+            (b"detail: not found\n", BadStream),
             (b'data: {"candidates":[{"content":{"parts":[{"functionCall":"f"}]}}]}\n\n', BadStream),
             (b'{"error": {"code": 503, "status": "UNAVAILABLE"}}', Overloaded),
             (b'[{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}]', InvalidRequest),

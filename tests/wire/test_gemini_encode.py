@@ -29,7 +29,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.codec import Codec
 from treadle.wire.gemini import GeminiCodec
 
@@ -84,6 +84,15 @@ def test_golden_bytes() -> None:
         '{"role":"model","parts":[{"text":"Cold."},{"text":" Bye.", "thoughtSignature":"Uw=="}]},'
         '{"role":"user","parts":[{"text":"Be kind."}]},'
         '{"role":"user","parts":[{"text":"Thanks"}]}]}'
+    )
+
+
+def test_a_schema_for_the_answer() -> None:
+    output = OutputSchema(name="weather", schema=TOOL.parameters)
+    request = ModelRequest(messages=(UserMessage("x"),), output=output, options=Options(temperature=0.0))
+    assert encode(request) == (
+        b'{"generationConfig":{"temperature":0.0,"responseMimeType":"application/json",'
+        b'"responseJsonSchema":{"type":"object","properties":{}}},"contents":[{"role":"user","parts":[{"text":"x"}]}]}'
     )
 
 
@@ -309,6 +318,7 @@ class TestOfficialSdk:
             tools=[types.Tool(function_declarations=[declared])],
             tool_config=types.ToolConfig(function_calling_config=types.FunctionCallingConfig(mode="ANY", allowed_function_names=["get_weather"])),
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            response_mime_type="application/json", response_json_schema=TOOL.parameters,
         )  # fmt: skip
         theirs, url, _ = self.ask("gemini-2.5-flash", history, config)
         request = ModelRequest(
@@ -319,6 +329,7 @@ class TestOfficialSdk:
             ),
             instructions="Be brief.",
             tools=(TOOL,),
+            output=OutputSchema(name="weather", schema=TOOL.parameters),
             options=Options(
                 temperature=0.5, top_p=0.5, max_tokens=9, stop=("x",), seed=1, reasoning="low", tool_choice="get_weather"
             ),

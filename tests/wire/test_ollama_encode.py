@@ -27,7 +27,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.codec import Codec
 from treadle.wire.ollama import OllamaCodec
 
@@ -81,6 +81,13 @@ def test_golden_bytes() -> None:
 def test_what_is_not_set_is_not_sent() -> None:
     assert encode(ModelRequest(messages=(UserMessage("x"),))) == (
         b'{"model":"qwen3","stream":true,"messages":[{"role":"user","content":"x"}]}'
+    )
+
+
+def test_a_schema_for_the_answer() -> None:
+    output = OutputSchema(name="weather", schema=TOOL.parameters)
+    assert encode(ModelRequest(messages=(), output=output)) == (
+        b'{"model":"qwen3","stream":true,"format":{"type":"object","properties":{}},"messages":[]}'
     )
 
 
@@ -207,6 +214,7 @@ class TestOfficialSdk:
                 }
             ],
             think=True,
+            format=TOOL.parameters,
             options={"num_ctx": 8192, "num_predict": 9, "temperature": 0.5, "top_p": 0.5, "seed": 1, "stop": ["x"]},
         )
         request = ModelRequest(
@@ -219,6 +227,7 @@ class TestOfficialSdk:
             ),
             instructions="Be brief.",
             tools=(TOOL,),
+            output=OutputSchema(name="weather", schema=TOOL.parameters),
             options=Options(temperature=0.5, top_p=0.5, max_tokens=9, stop=("x",), seed=1, reasoning="medium"),
         )
         assert json.loads(encode(request, num_ctx=8192)) == theirs

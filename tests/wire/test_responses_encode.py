@@ -24,9 +24,9 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Options, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.responses import LLAMACPP_RESPONSES, ResponsesCodec, ResponsesDialect
-from treadle.wire.responses_requests import is_strict
+from treadle.wire.schemas import is_strict
 
 CAT = Image(b"\x89PNG", "image/png")
 CONVERSATION: tuple[Message, ...] = (
@@ -97,7 +97,8 @@ def test_stop_and_seed_go_only_where_they_are_known() -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "none", "required"])
 def test_tool_choice(choice: str) -> None:
-    assert json.loads(encode(ModelRequest(messages=(), options=Options(tool_choice=choice))))["tool_choice"] == choice
+    request = ModelRequest(messages=(), tools=(TOOL,), options=Options(tool_choice=choice))
+    assert json.loads(encode(request))["tool_choice"] == choice
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,7 @@ def closed(**properties: Any) -> dict[str, Any]:
         (closed(a={"type": "string"}) | {"required": []}, False),  # optional
         (closed(a={"type": "string", "default": "x"}), False),
         (closed(a={"type": "string", "minLength": 1}), False),
+        (closed(a={"$ref": "#/$defs/P", "description": "x"}) | {"$defs": {"P": closed()}}, False),  # $ref stands alone
         (closed(a={"type": "string", "format": "path"}), False),
         (closed(a={"type": "object", "additionalProperties": {"type": "string"}}), False),
         (closed(a={}), False),
@@ -266,6 +268,21 @@ def test_strict_only_where_the_schema_surely_allows_it(schema: dict[str, Any], s
     assert json.loads(encode(ModelRequest(messages=(), tools=(tool,))))["tools"][0]["strict"] is strict
 
 
+class TestSchemas:
+    def test_golden_bytes(self) -> None:
+        output = OutputSchema(name="weather", schema=closed(a={"type": "string"}))
+        request = ModelRequest(messages=(), output=output, options=Options(extra_body={"text": {"verbosity": "low"}}))
+        assert encode(request).decode() == (
+            '{"model":"m","stream":true,"store":false,"include":["reasoning.encrypted_content"],'
+            '"text":{"format":{"type":"json_schema","name":"weather","schema":{"type":"object","properties":{"a":{"type":"string"}},'
+            '"required":["a"],"additionalProperties":false},"strict":true},"verbosity":"low"},"input":[]}'
+        )
+
+    def test_not_to_llamacpp_which_ignores_it(self) -> None:
+        output = OutputSchema(name="weather", schema=closed())
+        assert "text" not in json.loads(encode(ModelRequest(messages=(), output=output), LLAMACPP_RESPONSES))
+
+
 class TestOfficialSdk:
     """The official SDK as a second opinion; skipped where it is not installed."""
 
@@ -275,7 +292,10 @@ class TestOfficialSdk:
         shown = (UserMessage("Look", (CAT, Document(b"%PDF", "application/pdf"))), AssistantMessage((ToolCall("c", "f", "{}"),)),
                  ToolMessage("c", "f", "a cat", images=(CAT,)))  # fmt: skip
         options = Options(temperature=0.0, max_tokens=99, tool_choice="get_weather", reasoning="off")
-        request = ModelRequest(messages=(*CONVERSATION, *shown), instructions="Be brief.", tools=(TOOL,), options=options)
+        output = OutputSchema(name="weather", schema=closed(a={"type": "string"}))
+        request = ModelRequest(
+            messages=(*CONVERSATION, *shown), instructions="Be brief.", tools=(TOOL,), options=options, output=output
+        )
         sent = json.loads(encode(request))
         assert sent.keys() <= {"stream", *types.ResponseCreateParamsBase.__annotations__}
         pydantic.TypeAdapter(types.ResponseCreateParamsStreaming).validate_python(sent)
@@ -295,18 +315,21 @@ class TestOfficialSdk:
             api_key="k", base_url="http://h/v1", http_client=httpx.Client(transport=httpx.MockTransport(answer))
         )
         common: dict[str, Any] = {"model": "m", "store": False, "include": ["reasoning.encrypted_content"], "instructions": "Be brief.",
-                  "tools": [{"type": "function", "name": "f", "description": "F.", "parameters": closed(), "strict": True}]}  # fmt: skip
+                  "tools": [{"type": "function", "name": "f", "description": "F.", "parameters": closed(), "strict": True}],
+                  "text": {"format": {"type": "json_schema", "name": "weather", "schema": closed(), "strict": True}}}  # fmt: skip
         asked: list[Any] = [{"role": "user", "content": "Hi"}]
         *_, last = client.responses.create(input=asked, stream=True, **common)
         results = [{"type": "function_call_output", "call_id": f"call_{n}", "output": "1"} for n in (1, 2)]
         list(client.responses.create(input=[*asked, *last.response.output, *results], stream=True, **common))
 
         tool = ToolSpec(name="f", description="F.", parameters=closed())
+        output = OutputSchema(name="weather", schema=closed())
         encoder = ResponsesCodec().encoder("m")
         messages: tuple[Message, ...] = (UserMessage("Hi"),)
         turns = [messages, (*messages, decode(WITH_OUTPUT)[1].message, *(ToolMessage(f"call_{n}", "f", "1") for n in (1, 2)))]
         ours = [
-            json.loads(encoder.encode(ModelRequest(messages=turn, instructions="Be brief.", tools=(tool,)))) for turn in turns
+            json.loads(encoder.encode(ModelRequest(messages=turn, instructions="Be brief.", tools=(tool,), output=output)))
+            for turn in turns
         ]
         assert bodies == ours
 

@@ -9,13 +9,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from treadle.agent.eventloop import run_in_own_event_loop
+from treadle.agent.preview import next_request, without_models
 from treadle.agent.run import Run
 from treadle.core.loop import Loop
 from treadle.core.plan import Plan
-from treadle.core.state import begin
+from treadle.core.state import apply, begin
 from treadle.core.step import CallModel
 from treadle.errors import OutputInvalid, ToolDefinitionError, UsageError
 from treadle.policy.approval import answered, check_approvals
+from treadle.policy.context import Context, ContextPolicy
 from treadle.policy.output import after_answer, shaped, value_of
 from treadle.policy.recovery import OnInterrupted, Recovery, RetryPolicy, Strategy, retry_then_switch
 from treadle.tools.executor import Executor
@@ -25,6 +27,7 @@ from treadle.values.events import Asked, Event, Prompted
 from treadle.values.history import repaired
 from treadle.values.limits import Limits
 from treadle.values.messages import Message, UserMessage
+from treadle.values.outgoing import HttpRequest
 from treadle.values.ports import Driver, Journal
 from treadle.values.request import ModelRequest, Options
 from treadle.values.state import RunResult, State
@@ -85,6 +88,7 @@ class Agent:
         fallback: Models to go on with, in this order, when the first cannot be reached or cannot do it.
         retry: How often a failed call is made again.
         strategy: Decides what follows a failure; by default retry, then the next model, then end.
+        context: When a conversation that grows is shortened to fit the model's window, and how.
         journal: Where facts are kept before anybody sees them.
 
     Raises:
@@ -104,6 +108,7 @@ class Agent:
         fallback: Iterable[str | Driver] = (),
         retry: RetryPolicy = RetryPolicy(),
         strategy: Strategy = retry_then_switch,
+        context: ContextPolicy = ContextPolicy(),
         journal: Journal | None = None,
     ) -> None:
         self.driver: Driver = _driver(model)
@@ -116,6 +121,7 @@ class Agent:
         self._resources = tuple(resources)
         self._retry = retry
         self._strategy = strategy
+        self._context = context
         self._journal = journal
         self._specs = tuple(each.spec for each in self.tools)
         names = [spec.name for spec in self._specs]
@@ -191,6 +197,37 @@ class Agent:
         """`resume`, as it happens."""
         return Run(self._resumed(run, decisions, output, settings))
 
+    async def next_request(
+        self, prompt: str | RunResult[Any], *, driver: Driver | None = None, output: Any = None, **settings: Unpack[RunSettings]
+    ) -> HttpRequest:
+        """The request that `run(prompt)` would send first, or `resume(result)` next, byte for byte. Nothing is sent to a model.
+
+            print(await agent.next_request("Weather in Oslo?", history=result.messages))
+
+        A server that has to be looked for is, and one may be asked about its window. What depends on a model's words, such as a
+        retry, cannot be told before.
+
+        Args:
+            prompt: A prompt, or the result of a run that broke off.
+            driver: One of `agent.fallback`, to see what it would be sent; by default the agent's own model.
+
+        Raises:
+            UsageError: As `run`; or the driver cannot say what it sends, a resumed run does not call a model next, or a model would
+                first have to sum up a conversation that is too long.
+            ModelError: No server was found.
+        """
+        plan = self._plan(output, settings, without_models(self._context))
+        if isinstance(prompt, str):
+            messages, _ = repaired((*settings.get("history", ()), UserMessage(prompt)))
+            state = begin(Asked(run_id=os.urandom(8).hex(), model=self.driver.model, messages=messages))
+        else:
+            if settings.get("history"):
+                raise UsageError("a resumed run has its history already", hint="Leave `history` out.")
+            state = prompt.state
+            for fact in answered(state, {}, plan.toolbox):
+                state = apply(state, fact)
+        return await next_request(plan, state, driver)
+
     def _begin(self, prompt: str, output: Any, settings: RunSettings) -> _Start:
         messages, repairs = repaired((*settings.get("history", ()), UserMessage(prompt)))
         asked = Asked(run_id=os.urandom(8).hex(), model=self.driver.model, messages=messages)
@@ -204,7 +241,7 @@ class Agent:
         first = answered(run.state, decisions, plan.toolbox)
         return lambda watch: Loop(run.state, plan, first, watch)
 
-    def _plan(self, output: Any, settings: RunSettings) -> Plan:
+    def _plan(self, output: Any, settings: RunSettings, context: ContextPolicy | None = None) -> Plan:
         limits, options = settings.get("limits", self.limits), settings.get("options", self.options)
 
         drivers = (self.driver, *self.fallback)
@@ -234,6 +271,7 @@ class Agent:
             limits=limits,
             request=request,
             recovery=Recovery(policy=self._retry, strategy=self._strategy, on_interrupted=settings.get("on_interrupted", "fail")),
+            context=Context(context or self._context, drivers, limits, can_read_results=any(t.name == "read_result" for t in self._specs)),
             after_answer=after,
             value_of=lambda state: value_of(state, wanted),
             approvals=check_approvals(settings["approvals"]) if "approvals" in settings else self.approvals,

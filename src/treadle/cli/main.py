@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -55,7 +56,10 @@ def treadle() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keep the run in a file as it goes, readable by you alone, so that `treadle resume FILE` can carry it on.",
 )
-def run(prompt: str, options: AgentOptions, save: Path | None) -> None:
+@click.option(
+    "--print-request", is_flag=True, help="Print the HTTP request that would be sent first, keys hidden, and send nothing."
+)
+def run(prompt: str, options: AgentOptions, save: Path | None, print_request: bool) -> None:
     """Run PROMPT (or - for standard input) to its end, showing what happens.
 
     In a terminal everything is drawn, and you are asked about calls that wait for you: y, n, or other arguments. In a pipe the answer
@@ -83,6 +87,9 @@ def run(prompt: str, options: AgentOptions, save: Path | None) -> None:
         prompt = sys.stdin.read() if prompt == "-" else prompt
         person = None if options.as_json else person_at_terminal()
         tools = options.tools(with_person=person is not None)
+        if print_request:
+            _print_request(options, tools, prompt)
+            return
         saved = None if save is None else SavedRun(save)
         _go(options, tools, person, saved, prompt=prompt)
 
@@ -169,6 +176,17 @@ def _go(
             same_options=same_options,
         )
     sys.exit(code)
+
+
+def _print_request(options: AgentOptions, tools: Sequence[FunctionTool[..., Any]], prompt: str) -> None:
+    """As text, or with --json as a line whose `body` is the JSON that is sent."""
+    with _model(options.model, note=not options.as_json) as driver:
+        request = asyncio.run(options.agent(driver, tools, None).next_request(prompt))
+    if options.as_json:
+        shown = {"method": request.method, "url": request.url, "headers": request.headers, "body": json.loads(request.body)}
+        click.echo(json.dumps(shown, ensure_ascii=False))
+    else:
+        click.echo(str(request))
 
 
 def _decisions(

@@ -110,7 +110,8 @@ _OPTIONS = (
         default="local",
         show_default=True,
         show_envvar=True,
-        help="provider/name (ollama/qwen3:8b), a server's URL, URL#model, a .gguf file, or `local`: find a running server.",
+        help="provider/name (ollama/qwen3:8b), a server's URL, URL#model, a .gguf file, or `local`: find a running server."
+        " FORMAT+ in front says how it is asked: chat, responses, anthropic, gemini or ollama (anthropic+http://host/v1#name).",
     ),
     click.option(
         "--tools",

@@ -98,7 +98,7 @@ class Calls:
             turn=turn,
             position=position,
             deadline=math.inf if with_person else self._deadline.at,
-            messages=lambda: self._state().messages,
+            messages=lambda: (*self._state().originals, *self._state().messages),
             report=partial(self._report, position),
         )
         with self._deadline.paused() if with_person else nullcontext():

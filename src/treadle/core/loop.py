@@ -17,9 +17,9 @@ from treadle.core.deadline import Deadline
 from treadle.core.plan import Plan
 from treadle.core.state import apply
 from treadle.core.step import CallModel, CallTools, next_step
-from treadle.errors import ModelError, OutputInvalid, TreadleError
+from treadle.errors import ContextOverflow, ModelError, OutputInvalid, TreadleError
 from treadle.policy.meter import Meter
-from treadle.policy.recovery import check_fits, decide
+from treadle.policy.recovery import decide
 from treadle.store.append import Writer
 from treadle.values.events import (
     Discarded,
@@ -34,6 +34,7 @@ from treadle.values.events import (
 )
 from treadle.values.messages import AssistantMessage, ToolCall, joined
 from treadle.values.ports import Connection, ReplyStream
+from treadle.values.request import ModelRequest
 from treadle.values.state import RunResult, State
 
 __all__ = ["Loop"]
@@ -127,18 +128,19 @@ class Loop:
             self._watch((fact,))
 
     async def _call_model(self, step: CallModel, held: AsyncExitStack) -> None:
-        if step.wait_s:
-            await asyncio.sleep(step.wait_s)
         driver = self._plan.drivers[step.driver]
         meter = Meter(self._plan.limits, self.state, driver.calibration)
         request = None
         try:
-            is_new = step.driver not in self._connections
-            if is_new:
+            if step.driver not in self._connections:
                 self._connections[step.driver] = await held.enter_async_context(driver.connect())
             request = self._plan.request(self.state, step)  # a driver that had to look for its server has found it by now
-            if is_new and step.driver:
-                await check_fits(driver, request)
+            if facts := await self._plan.context.before(self.state, request, step.driver):
+                for fact in facts:
+                    await self._writer.append(fact)
+                return
+            if step.wait_s:
+                await asyncio.sleep(step.wait_s)
             async with self._connections[step.driver].open(request) as stream:
                 self._receiving = stream
                 for left_out in stream.omitted:
@@ -149,15 +151,19 @@ class Loop:
                         self._watch(deltas)
                     if deltas and meter.add(deltas):
                         break
+            self._plan.context.after_reply(stream.reply.usage, self.state, request, step.driver)
         except ModelError as error:
-            await self._recover(error, step, meter, schema=request is not None and request.output is not None)
+            await self._recover(error, step, meter, request)
             return
         await self._writer.append(
             meter.replied(stream.reply, turn=step.turn, attempt=step.attempt, continues=self.state.continues)
         )
 
-    async def _recover(self, error: ModelError, step: CallModel, meter: Meter, *, schema: bool) -> None:
+    async def _recover(self, error: ModelError, step: CallModel, meter: Meter, request: ModelRequest | None) -> None:
         """Do what the policy says about a failed call; raise its error if that is to end the run."""
+        planned = None
+        if isinstance(error, ContextOverflow) and request is not None:
+            planned = self._plan.context.after_overflow(error, self.state, request, step.driver)
         facts = decide(
             error,
             self.state,
@@ -165,7 +171,8 @@ class Loop:
             attempt=step.attempt,
             shown=self._shown(),
             drivers=self._plan.drivers,
-            schema=schema,
+            planned=planned,
+            schema=request is not None and request.output is not None,
         )
         if not facts:
             if self.state.attempt:

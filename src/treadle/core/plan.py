@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from treadle.core.step import CallModel
 from treadle.errors import OutputInvalid
+from treadle.policy.context import Context
 from treadle.policy.recovery import Recovery
 from treadle.values.events import Prompted
 from treadle.values.limits import Limits
@@ -31,6 +32,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     limits: Limits
     request: Callable[[State, CallModel], ModelRequest]
     recovery: Recovery
+    context: Context
     approvals: Approvals = ()
     after_answer: Callable[[State], Prompted | OutputInvalid | None] | None = None
     value_of: Callable[[State], Any] = lambda state: None

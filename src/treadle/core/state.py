@@ -7,16 +7,20 @@ from typing import Any
 from msgspec.structs import replace
 
 from treadle.policy import guard
+from treadle.policy.pruning import pruned
 from treadle.values.events import (
     ApprovalAnswered,
     ApprovalRequested,
     Asked,
+    Compacted,
+    ContextPlanned,
     Discarded,
     Ended,
     Fact,
     Failed,
     Omitted,
     Prompted,
+    Pruned,
     Repaired,
     Replied,
     Resumed,
@@ -26,7 +30,7 @@ from treadle.values.events import (
     ToolRetried,
     ToolStarted,
 )
-from treadle.values.messages import ToolMessage
+from treadle.values.messages import Message, ToolMessage
 from treadle.values.state import OpenCall, State
 
 __all__ = ["apply", "begin", "fold"]
@@ -62,6 +66,10 @@ def apply(state: State, fact: Fact) -> State:
                 turn=fact.turn,
                 text=fact.message.text,
                 called=bool(fact.message.calls),
+                last_usage=fact.usage if fact.cut is None else None,
+                counted_messages=len(state.closed) + bool(fact.message.content),
+                is_cold=fact.usage.cached_input_tokens == 0,
+                overflowed=False,
                 finish=fact.finish,
                 usage=fact.usage if state.usage is None else state.usage + fact.usage,
                 cut=fact.cut,
@@ -89,7 +97,7 @@ def apply(state: State, fact: Fact) -> State:
         attempt = state.attempt + (state.stop_reason != "waiting_approval")
         calls = tuple(replace(call, stale=True) if call.waits else call for call in state.open_calls)
         fresh = replace(state, stop_reason=None, error=None, partial=None, continues=None, shown_as=0, wait_s=0.0)
-        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls, output_asks=0)
+        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls, output_asks=0, is_cold=True)
     if isinstance(fact, Retried):
         return replace(
             state,
@@ -100,12 +108,19 @@ def apply(state: State, fact: Fact) -> State:
             wait_s=fact.wait_s,
             driver=fact.driver,
             continues=fact.continues,
+            last_usage=state.last_usage if fact.driver == state.driver else None,
+            is_cold=state.is_cold or fact.driver != state.driver,
+            overflowed=fact.driver == state.driver and (state.overflowed or fact.error.kind == "ContextOverflow"),
             schema_refused=fact.schema_refused or (state.schema_refused and fact.driver == state.driver),
             output_tokens=state.output_tokens + fact.output_tokens,
             reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
         )
     if isinstance(fact, Discarded):
         return replace(state, continues=None, shown_as=0)  # what was shown is void, the part that was to be gone on from too
+    if isinstance(fact, Pruned):
+        return replace(state, closed=pruned(state.closed, fact), revision=state.revision + 1, last_usage=None)
+    if isinstance(fact, Compacted):
+        return _compacted(state, fact)
     if isinstance(fact, Prompted):
         asked = replace(state, closed=(*state.closed, fact.message), finish=None, cut=None)
         return replace(asked, output_asks=state.output_asks + 1) if fact.why == "output" else replace(asked, prompted=True)
@@ -114,7 +129,7 @@ def apply(state: State, fact: Fact) -> State:
         return replace(state, stop_reason=fact.stop_reason, partial=fact.partial, elapsed_s=elapsed_s)
     if isinstance(fact, Failed):
         return replace(state, error=fact.error, partial=fact.partial)
-    assert isinstance(fact, Asked | Repaired | Omitted | ToolProgress), f"no rule for {type(fact).__name__}"
+    assert isinstance(fact, Asked | Repaired | Omitted | ContextPlanned | ToolProgress), f"no rule for {type(fact).__name__}"
     return state
 
 
@@ -132,6 +147,27 @@ def _with_call(state: State, position: int, **changes: Any) -> State:
     calls = list(state.open_calls)
     calls[position] = replace(calls[position], **changes)
     return replace(state, open_calls=tuple(calls))
+
+
+def _compacted(state: State, fact: Compacted) -> State:
+    gone = set(fact.dropped)
+    kept: list[Message] = []
+    for index, message in enumerate(state.closed):
+        if index == fact.dropped[0] and fact.summary is not None:
+            kept.append(fact.summary)
+        if index not in gone:
+            kept.append(message)
+    usage = state.usage if fact.usage is None or state.usage is None else state.usage + fact.usage
+    return replace(
+        state,
+        closed=tuple(kept),
+        originals=state.originals + tuple(state.closed[index] for index in fact.dropped),
+        revision=state.revision + 1,
+        last_usage=None,
+        usage=usage,
+        output_tokens=state.output_tokens + fact.output_tokens,
+        reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
+    )
 
 
 def _finished(state: State, fact: ToolFinished) -> State:

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 from treadle.errors import ContentRefused, ContextOverflow, InvalidRequest, ModelError, Overloaded, Unsupported, UsageError
-from treadle.values.ports import Connection, Driver, ReplyStream
+from treadle.values.outgoing import HttpRequest, said_by
+from treadle.values.ports import Connection, Driver, ReplyStream, TokenCounter
 from treadle.values.request import ModelInfo, ModelRequest, SchemaSupport
 from treadle.values.tokens import Calibration
 
@@ -67,6 +68,12 @@ class Cooldown:
             raise self._refusal()
         return await self._driver.info()
 
+    async def count(self, request: ModelRequest) -> int | None:
+        """As the driver's, if it counts; a server that is cooling down is not asked."""
+        if self._is_cooling() or not isinstance(self._driver, TokenCounter):
+            return None
+        return await self._driver.count(request)
+
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Connection]:
         if self._is_cooling():
@@ -124,3 +131,6 @@ class _Cooled:
 
     def open(self, request: ModelRequest) -> AbstractAsyncContextManager[ReplyStream]:
         return self._cooldown.call(self._connection, request)
+
+    def said(self, request: ModelRequest) -> HttpRequest:
+        return said_by(self._connection, request, model=self._cooldown.model)

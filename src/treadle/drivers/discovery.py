@@ -12,16 +12,18 @@ from urllib.parse import urlsplit
 
 from msgspec import structs
 
-from treadle.drivers.address import ApiKey, is_loopback
-from treadle.drivers.catalog import PRESETS, Preset, addresses, key_at, preset_at
+from treadle.drivers.address import ApiKey, is_loopback, usable_key
+from treadle.drivers.catalog import PRESETS, Preset, addresses, key_at, key_of, preset_at
+from treadle.drivers.counting import counter_for
+from treadle.drivers.formats import asked_at, codec_in, listing_url
+from treadle.drivers.hosted import hosted_info
 from treadle.drivers.http import HttpDriver
 from treadle.drivers.servers import Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection
-from treadle.values.request import ModelInfo, SchemaSupport
+from treadle.values.request import ModelInfo, ModelRequest, SchemaSupport
 from treadle.values.tokens import Calibration
-from treadle.wire.chat import ChatCodec
-from treadle.wire.dialects import Dialect
+from treadle.wire.codec import Codec
 
 __all__ = ["DiscoveredDriver", "discover", "explain_for", "http_driver", "label", "pick"]
 
@@ -65,24 +67,37 @@ def label(found: Found, model: str) -> str:
 
 
 def http_driver(
-    base_url: str, model: str, *, name: str | None = None, api_key: ApiKey = None, server: str | None = None
+    base_url: str,
+    model: str,
+    *,
+    name: str | None = None,
+    api_key: ApiKey = None,
+    server: str | None = None,
+    format: str | None = None,
 ) -> HttpDriver:
     """A driver that knows its server: it explains failures, and can be asked about its model.
 
     Args:
-        name: By default `URL#model`.
+        base_url: Where the format's paths begin.
+        name: By default `URL#model`, with the format if one is given.
         api_key: By default the environment's, if a preset has this address.
         server: The kind of server, if it was asked; by default that of the preset with this address.
+        format: One of `FORMATS`; by default Chat Completions.
     """
-    known = PRESETS.get(server) if server else preset_at(base_url)
-    dialect = known.dialect if known else Dialect()
-    key = key_at(base_url) if api_key is None else api_key
+    listing = listing_url(format, base_url)
+    there = preset_at(base_url) or preset_at(listing)
+    known = PRESETS.get(server) if server else there
+    codec = known.codec_for(model, format or "chat") if known else codec_in(format or "chat", model)
+    key = api_key if api_key is not None or there is None else key_of(there)
+    name = name or f"{format + '+' if format else ''}{base_url}#{model}"
+    if there is not None and not there.local:
+        return _hosted_driver(there, codec, base_url, model, name, key)
 
     async def info() -> ModelInfo:
-        found = await look_at(base_url, api_key=key, timeout_s=_patience_s(base_url), only=model)
+        found = await look_at(listing, api_key=key, timeout_s=_patience_s(base_url), only=model)
         if found is None:
             error = ConnectFailed(f"{base_url} does not say what it serves")
-            error.hint = await explain_for(base_url, model=model, api_key=key)(error) or error.hint
+            error.hint = await explain_for(listing, model=model, api_key=key)(error) or error.hint
             raise error
         for each in found.models:
             if each.model in (model, f"{model}:latest"):
@@ -92,14 +107,27 @@ def http_driver(
         return ModelInfo(model=model, server=found.server)
 
     return HttpDriver(
-        ChatCodec(dialect),
+        codec,
         base_url,
         model,
         name=name,
         api_key=key,
-        explain=explain_for(base_url, model=model, api_key=key),
+        explain=explain_for(listing, model=model, api_key=key, format=format),
         info=info,
+        counter=counter_for(codec, known.name if known else None),
     )
+
+
+def _hosted_driver(preset: Preset, codec: Codec, base_url: str, model: str, name: str, key: ApiKey) -> HttpDriver:
+    async def info() -> ModelInfo:
+        own, said = preset.codec_for(model, preset.formats[0]), usable_key(key)
+        headers = own.headers(said)
+        if preset.key_header is not None:
+            headers = own.headers(None) | ({preset.key_header: said} if said else {})
+        return await hosted_info(preset.name, base_url, model, field=preset.window, headers=headers)
+
+    counter = counter_for(codec, preset.name)
+    return HttpDriver(codec, base_url, model, name=name, api_key=key, key_header=preset.key_header, info=info, counter=counter)
 
 
 class DiscoveredDriver:
@@ -112,6 +140,7 @@ class DiscoveredDriver:
         provider: Look only at this preset's addresses.
         name: The model, if it is known and only the address is not.
         base_url: Look only at this address.
+        format: The wire format to ask it in; by default Chat Completions.
     """
 
     def __init__(
@@ -122,8 +151,10 @@ class DiscoveredDriver:
         name: str = "",
         base_url: str | None = None,
         api_key: ApiKey = None,
+        format: str | None = None,
     ) -> None:
         self.model = model
+        self._format = format
         self._provider = provider
         self._name = name
         self._base_url = base_url
@@ -158,6 +189,10 @@ class DiscoveredDriver:
         """What the server says of the model that was found."""
         return await (await self.resolve()).info()
 
+    async def count(self, request: ModelRequest) -> int | None:
+        """As `HttpDriver.count`, of the model that was found."""
+        return await (await self.resolve()).count(request)
+
     async def resolve(self) -> HttpDriver:
         """The driver for what was found; its `model` and `base_url` say what that is.
 
@@ -168,8 +203,9 @@ class DiscoveredDriver:
         if self._driver is not None:
             return self._driver
         if self._base_url is not None:
-            key = key_at(self._base_url) if self._api_key is None else self._api_key
-            answer = await look_at(self._base_url, api_key=key, timeout_s=_patience_s(self._base_url))
+            listing = listing_url(self._format, self._base_url)
+            key = key_at(listing) if self._api_key is None else self._api_key
+            answer = await look_at(listing, api_key=key, timeout_s=_patience_s(self._base_url))
             found, tried = [answer] if answer else [], [self._base_url]
         else:
             patience_s = max(map(_patience_s, addresses(PRESETS[self._provider]))) if self._provider else 1.0
@@ -181,8 +217,8 @@ class DiscoveredDriver:
         if not choices:
             raise self._nothing(found, tried, [] if self.model == "local" else _instead((await discover())[0]))
         server, info = min(choices, key=lambda choice: _rank(choice[1]))
-        name = label(server, info.model)
-        driver = http_driver(server.base_url, info.model, name=name, api_key=self._api_key, server=server.server)
+        name = (f"{self._format}+" if self._format else "") + label(server, info.model)
+        driver = self._at(server.base_url, info.model, name, server.server)
         self._driver = self._driver or driver  # of two runs that asked at once, the first decides
         return self._driver
 
@@ -192,10 +228,14 @@ class DiscoveredDriver:
         best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
         url = best.base_url if best else addresses(preset)[0]
         kind = best.server if best else preset.name
-        driver = http_driver(url, self._name, name=self.model, api_key=self._api_key, server=kind)
+        driver = self._at(url, self._name, self.model, kind)
         if best:
             self._driver = self._driver or driver
         return driver  # if nobody answered, its own error will say so, and next time we look again
+
+    def _at(self, base_url: str, model: str, name: str, server: str) -> HttpDriver:
+        url = asked_at(self._format, base_url)
+        return http_driver(url, model, name=name, api_key=self._api_key, server=server, format=self._format)
 
     def _nothing(self, found: list[Found], tried: list[str], instead: list[str]) -> ModelError:
         presets = [PRESETS[self._provider]] if self._provider else [p for p in PRESETS.values() if p.local]
@@ -215,10 +255,16 @@ class DiscoveredDriver:
         return ConnectFailed(f"no model server answers. Tried {', '.join(tried)}", hint=" ".join([hint, *instead, *last]))
 
 
-def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -> Callable[[ModelError], Awaitable[str]]:
+def explain_for(
+    base_url: str, *, model: str = "NAME", api_key: ApiKey = None, format: str | None = None
+) -> Callable[[ModelError], Awaitable[str]]:
     """What an `HttpDriver` at this address needs as `explain`: says what is there instead, and what to type.
 
     The sentence is empty if nothing more is known than the error says.
+
+    Args:
+        base_url: Where the models are listed.
+        format: What the server was asked in, if the user chose it.
     """
 
     async def explain(error: ModelError) -> str:
@@ -227,7 +273,9 @@ def explain_for(base_url: str, *, model: str = "NAME", api_key: ApiKey = None) -
         if here is not None and here.base_url != base_url:
             return f"{_title(here.server)} answers at {here.base_url}: use that address."
         if here is not None:
-            return _without_model(here, model) if isinstance(error, ModelNotFound) else ""
+            if not isinstance(error, ModelNotFound):
+                return ""
+            return _without_model(here, model) or _without_format(here, format)
         refused = isinstance(error, ConnectFailed)
         said = ["Nothing listens there." if refused else "What answers there lists no models: is it a model server?"]
         if refused or is_loopback(base_url):
@@ -263,6 +311,12 @@ def _without_model(here: Found, model: str) -> str:
     if preset := PRESETS.get(here.server):
         said += f" To get this one: {_command(preset.fetch_hint, here.base_url, model)}."
     return said
+
+
+def _without_format(here: Found, format: str | None) -> str:
+    if format in (None, "chat"):
+        return ""
+    return f"{_title(here.server)} has that model, and nothing where `{format}` is spoken: leave `{format}+` out, or try another."
 
 
 def _command(template: str, base_url: str, model: str = "NAME") -> str:

@@ -23,6 +23,7 @@ import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from treadle.drivers.counting import count_by_llamacpp
 from treadle.drivers.http import HttpDriver
 from treadle.drivers.servers import look_at
 from treadle.errors import ConnectFailed, ContextOverflow, MissingExtra, ModelError, UsageError
@@ -171,7 +172,14 @@ class LlamaServer:
             return found.models[0]
 
         return HttpDriver(
-            ChatCodec(LLAMACPP), base_url, name, name=f"embedded/{name}", explain=explain, check=_check_words, info=info
+            ChatCodec(LLAMACPP),
+            base_url,
+            name,
+            name=f"embedded/{name}",
+            explain=explain,
+            check=_check_words,
+            info=info,
+            counter=count_by_llamacpp,
         )
 
 

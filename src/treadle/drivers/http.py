@@ -12,6 +12,7 @@ import io
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, NoReturn, Self
@@ -30,6 +31,7 @@ from treadle.errors import (
 )
 from treadle.values.events import Delta
 from treadle.values.limits import Timeouts
+from treadle.values.outgoing import HIDDEN, HttpRequest
 from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.wire.codec import Codec, Decoder, Encoder
@@ -59,12 +61,14 @@ class HttpDriver:
         model: The model's name as the server knows it.
         name: The name in events and reports; by default `base_url#model`.
         api_key: Sent where the format wants it, when there is one.
+        key_header: The header that carries the key as it is, for servers that want it elsewhere than the format does.
         headers: Sent with every request.
         client: Your own session: its pool, proxies and lifetime are yours. By default each run has its own.
         explain: Called when the server cannot be reached or does not know the path; returns a sentence on what is
             there instead. It has a second, and may fail.
         check: Looks at each request before it is sent, and raises what should stop it.
         info: Asks the server about the model.
+        counter: Counts a request's tokens exactly; see `treadle.drivers.counting`.
     """
 
     def __init__(
@@ -75,11 +79,13 @@ class HttpDriver:
         *,
         name: str | None = None,
         api_key: ApiKey = None,
+        key_header: str | None = None,
         headers: dict[str, str] | None = None,
         client: aiohttp.ClientSession | None = None,
         explain: Callable[[ModelError], Awaitable[str]] | None = None,
         check: Callable[[ModelRequest], None] | None = None,
         info: Callable[[], Awaitable[ModelInfo]] | None = None,
+        counter: Callable[[HttpDriver, ModelRequest], Awaitable[int | None]] | None = None,
     ) -> None:
         self.base_url = check_url(base_url)
         self.model = name or f"{self.base_url}#{model}"
@@ -87,11 +93,13 @@ class HttpDriver:
         self.served_model = model
         self.calibration = Calibration()
         self._api_key = api_key
+        self._key_header = key_header
         self._headers = dict(headers or {})
         self._client = client
         self._explain = explain
         self.check = check
         self._info = info
+        self._counter = counter
 
     def __repr__(self) -> str:
         return f"HttpDriver({self.model!r})"
@@ -118,6 +126,18 @@ class HttpDriver:
             return ModelInfo(model=self.served_model, server="openai-compatible")
         return await self._info()
 
+    async def count(self, request: ModelRequest) -> int | None:
+        """How many tokens the server would read for this request; None if nobody can be asked or does not answer.
+
+        Raises:
+            UsageError, ContextOverflow: The request could not be sent either.
+        """
+        if self._counter is None:
+            return None
+        if self.check is not None:
+            self.check(request)
+        return await self._counter(self, request)
+
     async def explained(self, error: ModelError) -> ModelError:
         """The same error, with a hint that says what is there instead, if that can be found out within a second."""
         if self._explain is not None:
@@ -134,7 +154,7 @@ class HttpDriver:
             "Accept-Encoding": "identity",
             "User-Agent": _USER_AGENT,
             **self._headers,
-            **self.codec.headers(usable_key(self._api_key)),
+            **self._key_headers(),
         }
         headers |= request.options.extra_headers
         for name, value in headers.items():
@@ -142,15 +162,34 @@ class HttpDriver:
                 raise UsageError(f"the header {name} holds a character that HTTP cannot carry", hint="Use printable ASCII.")
         return headers
 
+    def shown_headers(self, request: ModelRequest) -> dict[str, str]:
+        """The same with `***` for every value that is not ours: a key, or one that somebody put there."""
+        ours = {"Accept", "Accept-Encoding", "Content-Type", "User-Agent", *self.codec.headers(None)}
+        theirs = {*self._headers, *request.options.extra_headers}
+        sent = self.headers(request)
+        return {name: value if name in ours - theirs else HIDDEN for name, value in sent.items()}
+
+    def _key_headers(self) -> dict[str, str]:
+        key = usable_key(self._api_key)
+        if self._key_header is None:
+            return self.codec.headers(key)
+        return self.codec.headers(None) | ({self._key_header: key} if key else {})
+
 
 class HttpConnection:
-    """One run's way to a server."""
+    """One run's way to a server.
+
+    Attributes:
+        client: What sends the requests. A recorder puts itself around it.
+    """
 
     def __init__(self, driver: HttpDriver, client: aiohttp.ClientSession, sockets: list[socket.socket]) -> None:
         self._sockets = sockets
         self.address = driver.base_url
+        self.codec = driver.codec
+        self.served_model = driver.served_model
         self._driver = driver
-        self._client = client
+        self.client = client
         self._encoder: Encoder = driver.codec.encoder(driver.served_model)
         self._url = driver.base_url + driver.codec.path
 
@@ -166,6 +205,11 @@ class HttpConnection:
     def omitted(self) -> Sequence[Omission]:
         return self._encoder.omitted
 
+    def said(self, request: ModelRequest) -> HttpRequest:
+        """What `open` would send."""
+        body = self.encode(request)
+        return HttpRequest(method="POST", url=self._url, headers=self._driver.shown_headers(request), body=body)
+
     def decoder(self, request: ModelRequest) -> Decoder:
         return self._driver.codec.decoder(request)
 
@@ -179,7 +223,8 @@ class HttpConnection:
 
     async def post(self, request: ModelRequest, body: bytes) -> aiohttp.ClientResponse:
         self._sockets[:] = [each for each in self._sockets if each.fileno() >= 0]
-        return await self._client.post(
+        sys.audit("treadle.request", self._url)  # tests that must not leave the machine listen for it
+        return await self.client.post(
             self._url,
             data=io.BytesIO(body) if len(body) > _LARGE_BODY else body,
             headers=self._driver.headers(request),
@@ -199,7 +244,7 @@ class HttpConnection:
         return await self._driver.explained(error)
 
     def is_closed(self) -> bool:
-        return self._client.closed
+        return self.client.closed
 
 
 class _DeadlinePassed(Exception):
@@ -418,6 +463,7 @@ async def get_json(
     Raises:
         TimeoutError: It took longer than `timeout_s`.
     """
+    sys.audit("treadle.request", url)
     sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
     if key := usable_key(api_key):
         sent["Authorization"] = f"Bearer {key}"

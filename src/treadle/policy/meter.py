@@ -105,5 +105,6 @@ def ask_for_the_answer(state: State) -> UserMessage:
     thought = last.thinking[-_THOUGHT_CHARS:] if last is not None else ""
     return UserMessage(
         "Your reasoning has reached its limit. Do not reason any further: give your answer now, from what you have "
-        f"reasoned so far. Its end was:\n\n{thought}"
+        f"reasoned so far. Its end was:\n\n{thought}",
+        origin="run",
     )

@@ -50,7 +50,7 @@ def after_answer(state: State, wanted: AnswerType, support: SchemaSupport, *, ha
         text = f"Now give your answer as {_form(wanted)}"
     else:
         text = f"That is not the form that was asked for: {invalid.problem}. Write the whole answer again, as {_form(wanted)}"
-    return Prompted(message=UserMessage(text), why="output")
+    return Prompted(message=UserMessage(text, origin="run"), why="output")
 
 
 def value_of(state: State, wanted: AnswerType | None) -> Any:

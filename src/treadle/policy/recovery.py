@@ -18,17 +18,16 @@ from treadle.errors import (
     InvalidRequest,
     ModelError,
     ModelNotFound,
+    PromptSilentlyTruncated,
     QuotaExceeded,
     ToolError,
     Unsupported,
     UsageError,
 )
-from treadle.values.events import Discarded, ErrorRecord, Fact, Replied, Retried, ToolRetried
+from treadle.values.events import ContextPlanned, Discarded, ErrorRecord, Fact, Replied, Retried, ToolRetried
 from treadle.values.messages import AssistantMessage, Message, Text, ToolCall
 from treadle.values.ports import Driver, PreparedCall
-from treadle.values.request import ModelRequest
 from treadle.values.state import State
-from treadle.values.tokens import estimate_tokens
 from treadle.values.toolcalls import Outcome
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "RetryPolicy",
     "Strategy",
     "Switch",
-    "check_fits",
     "decide",
     "retry_then_switch",
     "retry_tool",
@@ -138,7 +136,7 @@ class Strategy(Protocol):
 _PATIENCE_S = 5.0
 
 # Another model, or the same one elsewhere, may do what this one cannot; the request itself is sound.
-_ANOTHER_MAY = (AuthenticationFailed, ContextOverflow, ModelNotFound, QuotaExceeded)
+_ANOTHER_MAY = (AuthenticationFailed, ContextOverflow, ModelNotFound, PromptSilentlyTruncated, QuotaExceeded)
 
 
 def retry_then_switch(failure: Failure) -> Decision:
@@ -174,6 +172,7 @@ def decide(
     attempt: int,
     shown: AssistantMessage | None,
     drivers: Sequence[Driver],
+    planned: ContextPlanned | None = None,
     schema: bool = False,
 ) -> list[Fact]:
     """The facts that say what is done about a failed attempt; none if the run is to end with its error.
@@ -181,6 +180,7 @@ def decide(
     Args:
         attempt: The number that the failed attempt's deltas carried.
         shown: What was shown of it; None if nothing was.
+        planned: The window that the refusal of a prompt as too long has shown, when that can help.
         schema: The request held the answer to a schema.
     """
     if shown is not None and rules.on_interrupted == "fail":
@@ -197,6 +197,9 @@ def decide(
             Discarded(turn=turn, attempt=attempt),
             Retried(turn=turn, attempt=attempt, error=ErrorRecord.of(error), wait_s=0.0, driver=state.driver),
         ]
+    if planned is not None and shown is None and budget_left:
+        record = ErrorRecord.of(error)
+        return [planned, Retried(turn=turn, attempt=attempt, error=record, wait_s=0.0, driver=state.driver)]
     if schema and shown is None and budget_left and isinstance(error, InvalidRequest | Unsupported):
         # Perhaps for the schema: a server says so in too many ways. Without it the same error ends the run.
         record = ErrorRecord.of(error)
@@ -271,27 +274,3 @@ def retry_tool(
 
 def _is_text(partial: AssistantMessage | None) -> bool:
     return partial is not None and bool(partial.text) and not any(isinstance(part, ToolCall) for part in partial.content)
-
-
-async def check_fits(driver: Driver, request: ModelRequest) -> None:
-    """Refuse to send a conversation to a model whose window is known to be smaller.
-
-    Raises:
-        ContextOverflow: By estimate it does not fit.
-    """
-    try:
-        window = (await driver.info()).window_tokens
-    except ModelError:
-        return  # it will say so itself
-    tokens = sum(estimate_tokens(_text_of(message)) for message in request.messages) + estimate_tokens(request.instructions or "")
-    if window is not None and tokens > window:
-        raise ContextOverflow(
-            f"the conversation (about {tokens:,.0f} tokens) does not fit the window of {driver.model} ({window:,} tokens)",
-            hint="Name a fallback model with a larger window, or shorten the conversation.",
-        )
-
-
-def _text_of(message: Message) -> str:
-    if isinstance(message, AssistantMessage):
-        return message.text + "".join(call.name + call.arguments for call in message.calls)
-    return message.content

@@ -27,6 +27,8 @@ __all__ = [
     "ApprovalAnswered",
     "ApprovalRequested",
     "Asked",
+    "Compacted",
+    "ContextPlanned",
     "Delta",
     "Discarded",
     "Ended",
@@ -36,6 +38,7 @@ __all__ = [
     "Failed",
     "Omitted",
     "Prompted",
+    "Pruned",
     "Repaired",
     "Replied",
     "Resumed",
@@ -177,6 +180,66 @@ class Omitted(Fact, frozen=True, kw_only=True, gc=False):
     what: str
     why: str
     count: int = 1
+
+
+class ContextPlanned(Fact, frozen=True, kw_only=True, gc=False):
+    """The context window that requests to this model are planned for. Said once a run and model, and only when a conversation grows.
+
+    Attributes:
+        source: Where the number is from: `GET /props default_generation_settings.n_ctx`, `catalog`, `setting`, `default`.
+        warning: When nobody could say it: what was assumed, and how to set it.
+    """
+
+    turn: int
+    model: str
+    window_tokens: int
+    source: str
+    warning: str | None = None
+
+
+class Pruned(Fact, frozen=True, kw_only=True, gc=False):
+    """Old tool results were cut to head and tail. `read_result` still reads them whole.
+
+    Attributes:
+        results: Their places in the conversation.
+        to_chars: How long they are now, at most.
+        readable: The model has `read_result`, and is told so.
+        tokens_before, tokens_after: Of the whole request, estimated.
+        rewritten_tokens: What follows the first of them, and has to be read again by a server that had it in its cache.
+    """
+
+    turn: int
+    results: tuple[int, ...]
+    to_chars: int
+    readable: bool = False
+    tokens_before: int
+    tokens_after: int
+    rewritten_tokens: int
+
+
+class Compacted(Fact, frozen=True, kw_only=True, gc=False):
+    """Part of the conversation was replaced by a summary, because it would not fit the window. `result.state.originals` has it.
+
+    Attributes:
+        dropped: Places of the messages in the conversation, in order. A call and its results go together.
+        summary: What stands for them, at the place of the first; None if nothing does.
+        how: The name of the compaction.
+        emergency: The server had refused the request as too long.
+        tokens_before, tokens_after: Of the whole request, estimated.
+        usage: Of the model that wrote the summary.
+        output_tokens, reasoning_tokens: Of that model, as counted here; they count for the run's bounds.
+    """
+
+    turn: int
+    dropped: tuple[int, ...]
+    summary: UserMessage | None
+    how: str
+    emergency: bool = False
+    tokens_before: int
+    tokens_after: int
+    usage: Usage | None = None
+    output_tokens: float = 0.0
+    reasoning_tokens: float = 0.0
 
 
 class Retried(Fact, frozen=True, kw_only=True, gc=False):
@@ -353,6 +416,9 @@ _ANY = (
     | Replied
     | Prompted
     | Omitted
+    | ContextPlanned
+    | Pruned
+    | Compacted
     | Retried
     | Discarded
     | ApprovalRequested

@@ -149,10 +149,15 @@ class UserMessage(Struct, frozen=True, gc=False, tag_field="role", tag="user", o
 
     Attributes:
         attachments: What came with it. It is sent before the text, in this order.
+        pinned: It stays, word for word, however much the conversation is shortened.
+        origin: Who said it in the user's place: the `user`, the `run` (asking for something), or a `summary` of what was left out.
+            No server is told.
     """
 
     content: str
     attachments: tuple[Image | Document, ...] = ()
+    pinned: bool = False
+    origin: Literal["user", "run", "summary"] = "user"
 
 
 class ToolMessage(Struct, frozen=True, gc=False, tag_field="role", tag="tool", omit_defaults=True):

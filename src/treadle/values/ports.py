@@ -14,7 +14,18 @@ from treadle.values.request import ModelInfo, ModelRequest, Omission, OutputSche
 from treadle.values.tokens import Calibration
 from treadle.values.toolcalls import Concurrency, Outcome
 
-__all__ = ["AnswerType", "CallContext", "Connection", "Driver", "Job", "Journal", "PreparedCall", "ReplyStream", "Toolbox"]
+__all__ = [
+    "AnswerType",
+    "CallContext",
+    "Connection",
+    "Driver",
+    "Job",
+    "Journal",
+    "PreparedCall",
+    "ReplyStream",
+    "TokenCounter",
+    "Toolbox",
+]
 
 
 class ReplyStream(Protocol):
@@ -82,6 +93,22 @@ class Driver(Protocol):
 
         Raises:
             ModelError: The server could not be asked.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """What a driver is besides, if it can count a request's tokens exactly. Where it is not, or the answer is None, estimate."""
+
+    async def count(self, request: ModelRequest) -> int | None:
+        """How many tokens the server would read for this request, template and tools included; None if it does not say.
+
+        Costs a question to the server, so it is for requests that are near a bound.
+
+        Raises:
+            UsageError, ContextOverflow: The request could not be sent either.
+            ModelError: No server was found to ask.
         """
         ...
 

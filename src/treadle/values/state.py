@@ -97,6 +97,12 @@ class State(Struct, frozen=True, kw_only=True):
         prompted: The run has asked for the answer after a reasoning cut; it does so once.
         output_asks: How often it has asked for the answer in the form of `output=`, in this segment.
         schema_refused: The present model's server refused a request for its schema.
+        originals: Messages that compaction took out of the conversation, in order.
+        revision: Grows when something of `closed` is taken out or changed; else it only gets longer.
+        last_usage: Of the last reply, from the present model; None if the conversation was changed since. `counted_messages`: how
+            many messages of `closed` that request and reply were. `counted_tools`: it had tools.
+        is_cold: The server's cache is likely to have nothing of the conversation.
+        overflowed: The request of the turn under way was refused as too long, and shortened for that.
         attempt: Attempts at the turn under way that failed; `attempts_on_driver` those on the present model.
         shown_as: The attempt whose deltas the next one's extend, when it goes on from a partial answer; else 0.
         retries: Further attempts made in the whole run.
@@ -119,6 +125,13 @@ class State(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     cut: StopReason | None = None
     prompted: bool = False
+    originals: tuple[Message, ...] = ()
+    revision: int = 0
+    last_usage: Usage | None = None
+    counted_messages: int = 0
+    counted_tools: bool = False
+    is_cold: bool = False
+    overflowed: bool = False
     output_asks: int = 0
     schema_refused: bool = False
     attempt: int = 0

@@ -5,8 +5,6 @@ What each of them sends, and where it was seen: docs/protocols/anthropic.md. Str
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +12,13 @@ import msgspec
 from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
-from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.anthropic_blocks import BlockFold, loose
 from treadle.wire.anthropic_errors import error_from_object, error_from_response
 from treadle.wire.anthropic_requests import AnthropicDialect, AnthropicEncoder
+from treadle.wire.decoder import EventDecoder
+from treadle.wire.parts import call_id_prefix
 from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import count, object_, string
 
@@ -75,103 +74,49 @@ class _Whole(Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
-_IS_SSE = re.compile(rb":|(data|event|error|id|retry)[:\r\n]").match
 
 
-class AnthropicDecoder:
+class AnthropicDecoder(EventDecoder[BlockFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
     - `StreamTruncated`: no stop reason arrived, or more of the answer followed it and then the stream broke off.
     - `BadStream`: what came is neither an event stream nor a message.
     - any `ModelError`: the server sent an error event.
-
-    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
     """
 
     def __init__(self, request: ModelRequest) -> None:
-        self.progress = 0
-        self.finished = False
-        self.done = False
-        self.error: ModelError | None = None
-        self._fold = BlockFold(
-            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
-        )
-        self._answer = AnswerReader(hint=_HINT)
-        self._stop_said: str | None = None
-        self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
+        fold = BlockFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request))
+        super().__init__(fold, AnswerReader(hint=_HINT))
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
 
-    @property
-    def began(self) -> bool:
-        return not self._fold.empty or self.finished
-
-    def feed(self, data: bytes) -> list[Delta]:
-        if self.done:
-            return []
-        try:
-            self._feed(data)
-        except ModelError as error:
-            self._fail(error)
-        return self._fold.take()
-
-    def close(self, *, clean: bool = True) -> list[Delta]:
-        if not self.done:
-            try:
-                self._close(clean)
-            except ModelError as error:
-                self._fail(error)
-        if self.error is None and not self.finished:
-            what = "after its text began" if not self._fold.empty else "after nothing at all"
-            self.error = StreamTruncated(f"the stream ended {what}, without a stop reason")
-        if self.error is None and self._fold.empty and self._stop_said == "tool_use":
-            self._fail(
-                BadStream(
-                    "the server says that the model called tools, but sent no call",
-                    hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
-                )
+    def _judge(self) -> None:
+        if not self.finished:
+            raise StreamTruncated(f"the stream ended {self._where}, without a stop reason")
+        if self._fold.empty and self._said == "tool_use":
+            raise BadStream(
+                "the server says that the model called tools, but sent no call",
+                hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
             )
-        return self._fold.take()
 
     @property
     def reply(self) -> Reply:
         finish = None
         if self.finished:
-            finish = _FINISH.get(self._stop_said or "", "unknown")
-            # Calls in a turn that ended are a whole turn all the same; a claim of calls without one is no reason.
-            if finish in ("end", "tool_use"):
-                finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
+            finish = _FINISH.get(self._said or "", "unknown")
+            # Calls in a turn that ended or paused are to be answered all the same: without their results nothing may be sent.
+            # A claim of calls without one is no reason.
+            if self._fold.has_calls and finish in ("end", "pause"):
+                finish = "tool_use"
+            elif finish == "tool_use" and not self._fold.has_calls:
+                finish = "unknown"
         return Reply(
             message=self._fold.message(),
             finish=finish,
-            finish_said=self._stop_said,
+            finish_said=self._said,
             usage=_usage(self._usage),
             model=self._model,
         )
-
-    def _fail(self, error: ModelError) -> None:
-        self.error = error
-        self.done = True
-        self.finished = False
-
-    def _feed(self, data: bytes) -> None:
-        for event, payload in self._answer.feed(data):
-            self._frame(event, payload)
-            if self.done:
-                return
-
-    def _close(self, clean: bool) -> None:
-        if (whole := self._answer.json) is not None:
-            self._whole(whole)
-            return
-        has_lines = self._answer.has_lines
-        for event, payload in self._answer.close():
-            with contextlib.suppress(BadStream):  # the last frame was cut: a missing stop reason says so
-                self._frame(event, payload)
-        if has_lines and not self._answer.frames and self._answer.opening and not _IS_SSE(self._answer.opening):
-            raise BadStream("the answer is not an event stream: it holds no event at all", hint=_HINT)
-        if self._wavered and clean:
-            self.finished = self._stop_said is not None
 
     def _frame(self, name: str, payload: bytes) -> None:
         if payload[:6] == b"[DONE]":  # not of this format; from gateways
@@ -201,9 +146,7 @@ class AnthropicDecoder:
             self._start(event.message or _Message())
         elif kind == "message_stop":
             self._end()
-        if self._stop_said is not None and self.progress != before:
-            self._wavered = True
-            self.finished = False
+        self._note_more(before)
         if kind == "message_delta":
             self._message_delta(event)
 
@@ -238,24 +181,11 @@ class AnthropicDecoder:
         if said:
             self._stop(said)
 
-    def _stop(self, said: Any) -> None:
+    def _stop(self, said: object) -> None:
         self._fold.complete()
-        self._stop_said = str(said)[:100]
-        self.finished = not self._wavered
-        self.progress += 1
-
-    def _end(self) -> None:
-        self.done = True
-        self.finished = self._stop_said is not None
+        super()._stop(said)
 
     def _whole(self, body: bytes) -> None:
-        body = body.lstrip(b"\xef\xbb\xbf")
-        try:
-            msgspec.json.decode(body, type=msgspec.Raw)
-        except RecursionError:
-            raise BadStream("the server answered with JSON that is nested too deeply", hint=_HINT) from None
-        except (msgspec.MsgspecError, UnicodeError):
-            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         try:
             message = msgspec.json.decode(body, type=_Whole)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -313,10 +243,13 @@ class AnthropicCodec:
 
     path = "/messages"
     continuable = False  # a partial last answer is refused by newer models (documented), and not known to work elsewhere
-    schema_support: SchemaSupport = "none"
 
     def __init__(self, dialect: AnthropicDialect | None = None) -> None:
         self._dialect = dialect or AnthropicDialect()
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        return self._dialect.schema_support
 
     def headers(self, key: str | None) -> dict[str, str]:
         return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}

@@ -7,7 +7,6 @@ begins one), and text for an older block goes on in a new one, so that what was 
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -16,7 +15,7 @@ from treadle.errors import BadStream
 from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import AssistantMessage, Opaque, Part, Text, Thinking, ToolCall
 from treadle.wire.fold import MAX_CALLS_PER_TURN
-from treadle.wire.untyped import object_, string
+from treadle.wire.untyped import mended, object_, string
 
 __all__ = ["FORMAT", "BlockFold", "loose"]
 
@@ -260,20 +259,18 @@ class BlockFold:
 
 
 def loose(data: bytes) -> tuple[str, Any]:
-    """JSON that may not be quite JSON, and its value; None if it is none.
-
-    What cannot be read in it (bytes that are no UTF-8, half a surrogate pair) becomes U+FFFD, as the event-stream standard has it.
-    """
+    """JSON that may not be quite JSON (`mended`), and its value; None if it is none."""
     text = data.decode("utf-8", "replace")
     try:
         return text, msgspec.json.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         pass
+    readable = mended(data)
+    if readable is None:
+        return text, None
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
-        mended = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return mended, msgspec.json.decode(mended)
-    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return readable.decode(), msgspec.json.decode(readable)
+    except (msgspec.MsgspecError, RecursionError):
         return text, None
 
 

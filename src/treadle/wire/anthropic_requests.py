@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -11,7 +9,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from treadle.errors import UsageError
 from treadle.values.messages import (
     AssistantMessage,
     Document,
@@ -24,8 +21,11 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Omission, Options
+from treadle.values.request import ModelRequest, SchemaSupport
 from treadle.wire.anthropic_blocks import FORMAT
+from treadle.wire.encoder import PART, REASONING, SIGNATURE, RunEncoder
+from treadle.wire.parts import base64_text, is_text, named, raw_object, result_text, tidied, with_extra_body
+from treadle.wire.schemas import closed
 
 __all__ = ["ANTHROPIC_API", "AnthropicDialect", "AnthropicEncoder"]
 
@@ -39,15 +39,20 @@ class AnthropicDialect(Struct, frozen=True, kw_only=True):
         unsigned_thinking: Send reasoning back whose signature is empty, as llama.cpp's is. Anthropic's own API refuses it.
         cache: Place `cache_control` markers.
         max_tokens: `max_tokens` where the options have none, since the format demands it. A thinking budget is added to it.
+        sampling: The model takes `temperature` and `top_p`. Claude Opus 4.7 and later refuse both.
+        schema_support: What a schema for the answer may be sent with. Servers other than Anthropic's are not known to take one:
+            llama.cpp ignores it, and then the model knows of none.
     """
 
     thinking: Literal["budget", "adaptive"] = "budget"
     unsigned_thinking: bool = True
     cache: bool = True
     max_tokens: int = 8_192
+    sampling: bool = True
+    schema_support: SchemaSupport = "none"
 
 
-ANTHROPIC_API = AnthropicDialect(thinking="adaptive", unsigned_thinking=False)
+ANTHROPIC_API = AnthropicDialect(thinking="adaptive", unsigned_thinking=False, schema_support="with_tools")
 """Anthropic's own API with a current model. For models that know only budgets: `thinking="budget"`."""
 
 _BUDGET = {"low": 2_048, "medium": 8_192, "high": 24_576}
@@ -55,35 +60,32 @@ _MIN_BUDGET = 1_024  # documented
 _MARKER = b',"cache_control":{"type":"ephemeral"}'
 _MARKED_MESSAGES = 2
 _OURS = frozenset({"model", "messages", "system", "tools", "stream"})
+_MERGED = ("output_config",)
+_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 _encode = msgspec.json.Encoder().encode
-_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-class AnthropicEncoder:
-    """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends the
-    bytes of a shorter one, cache markers aside, so a turn costs what is new in it.
+class AnthropicEncoder(RunEncoder):
+    """Write the requests of one run (`RunEncoder`); cache markers are all that moves in what was written.
 
     Neighbouring messages of one role are one message of the request: the results of a turn and what the user says after them
     too, as the API demands. So the last message written stays open until another role follows.
     """
 
-    omitted: tuple[Omission, ...] = ()
-
     def __init__(self, model: str, dialect: AnthropicDialect) -> None:
+        super().__init__()
         self._model = model
         self._dialect = dialect
-        self._restart()
 
     def _restart(self) -> None:
-        self._messages: tuple[Message, ...] = ()
-        self._written = bytearray()  # the messages, the last one open
-        self._role = ""
+        super()._restart()
+        self._role = ""  # of the last message, which is open
         self._ends: list[int] = []  # of the last block of each of the user's messages, just before its closing brace
         self._ids: dict[str, str] = {}  # of the calls of the last turn: as they are in the history -> as they are sent
         self._used: set[str] = set()
 
-    def encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> bytes:
         known = len(self._messages)
         if request.messages[:known] != self._messages:
             self._restart()
@@ -94,16 +96,9 @@ class AnthropicEncoder:
             if first.content:
                 system.append({"type": "text", "text": first.content})
             known = max(known, 1)
-        try:
-            head = self._head(request, system)
-            for message in request.messages[known:]:
-                self._add(message)
-        except UnicodeEncodeError:
-            self._restart()
-            raise UsageError(
-                "a message, a tool or an option holds half of a surrogate pair, which no JSON can carry",
-                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
-            ) from None
+        head = self._head(request, system)
+        for message in request.messages[known:]:
+            self._add(message)
         self._messages = request.messages
         return b"".join((head, b',"messages":[', *self._marked(), b"]}]}" if self._written else b"]}"))
 
@@ -132,6 +127,7 @@ class AnthropicEncoder:
                 blocks.append({"type": "text", "text": message.content})
             self._write("user", blocks)
         else:
+            self._leave_out("system", "The format has no system message but the first: later ones go as the user's.")
             self._write("user", [{"type": "text", "text": message.content}])
 
     def _write(self, role: str, blocks: list[Any]) -> None:
@@ -159,19 +155,19 @@ class AnthropicEncoder:
                 if part.text.strip():  # the API refuses text that is empty or all blanks, though its models write it
                     blocks.append({"type": "text", "text": part.text})
             elif isinstance(part, ToolCall):
-                blocks.append(
-                    {
-                        "type": "tool_use",
-                        "id": self._call_id(part.id),
-                        "name": _NOT_IN_A_NAME.sub("_", part.name)[:64] or "unknown",
-                        "input": _object(part.arguments) or msgspec.Raw(b"{}"),
-                    }
-                )
+                if part.signature:
+                    self._leave_out("signature", SIGNATURE)
+                called = raw_object(part.arguments) or msgspec.Raw(b"{}")
+                blocks.append({"type": "tool_use", "id": self._call_id(part.id), "name": named(part.name), "input": called})
             elif isinstance(part, Thinking):
                 if part.source == "block" and self._is_ours(part.signature):
                     blocks.append({"type": "thinking", "thinking": part.text, "signature": part.signature})
-            elif part.format == FORMAT and (data := _object(part.data)):
+                else:
+                    self._leave_out("reasoning", REASONING)
+            elif part.format == FORMAT and (data := raw_object(part.data)):
                 blocks.append(data)
+            else:
+                self._leave_out("part", PART)
         return blocks
 
     def _is_ours(self, signature: str | None) -> bool:
@@ -187,12 +183,14 @@ class AnthropicEncoder:
         while sent in self._used:
             n += 1
             sent = f"{base}_{n}"
+        if sent != id:
+            self._leave_out("id", "The format does not take an id of this form, or one twice: call and result get another.")
         self._used.add(sent)
         self._ids[id] = sent
         return sent
 
     def _head(self, request: ModelRequest, system: list[dict[str, Any]]) -> bytes:
-        head: dict[str, Any] = {"model": self._model, "stream": True, **_options(request, self._dialect)}
+        head: dict[str, Any] = {"model": self._model, "stream": True, **self._options(request)}
         tools: list[dict[str, Any]] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in request.tools
         ]
@@ -203,60 +201,72 @@ class AnthropicEncoder:
                 head[name] = blocks
         return _encode(head)[:-1]
 
+    def _options(self, request: ModelRequest) -> dict[str, Any]:
+        options = request.options
+        fields: dict[str, Any] = {
+            "max_tokens": self._dialect.max_tokens if options.max_tokens is None else options.max_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "stop_sequences": list(options.stop) or None,
+            "tool_choice": self._choice(request),
+        }
+        if options.seed is not None:
+            self._leave_out("seed", "The format has no seed.")
+        fields |= self._reasoning(request)
+        thinks = fields.get("thinking", {}).get("type") in ("enabled", "adaptive")
+        # With thinking only a temperature of 1 is allowed, which is the default.
+        for name, is_refused in (("temperature", thinks), ("top_p", thinks and (options.top_p or 1) < 0.95)):
+            if fields[name] is not None and (is_refused or not self._dialect.sampling):
+                fields[name] = None
+                self._leave_out(
+                    name, "The model does not take it while it thinks." if is_refused else "The model does not take it."
+                )
+        if request.output is not None:
+            if self._dialect.schema_support == "none":
+                self._leave_out_schema()
+            else:
+                form = {"type": "json_schema", "schema": closed(request.output.schema)}
+                fields["output_config"] = {**fields.get("output_config", {}), "format": form}
+        return with_extra_body(fields, options, ours=_OURS, merged=_MERGED)
 
-def _options(request: ModelRequest, dialect: AnthropicDialect) -> dict[str, Any]:
-    options = request.options
-    taken = _OURS & options.extra_body.keys()
-    if taken:
-        raise UsageError(f"extra_body may not set {', '.join(sorted(taken))}", hint="These fields are the run's own.")
-    choice = options.tool_choice if request.tools else None  # without tools the API refuses it
-    forced = choice is not None and choice not in ("auto", "none")
-    fields: dict[str, Any] = {
-        "max_tokens": dialect.max_tokens if options.max_tokens is None else options.max_tokens,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "stop_sequences": list(options.stop) or None,
-        "tool_choice": _choice(choice),
-    }
-    reasoning = {} if forced and options.reasoning != "off" else _reasoning(options, dialect)
-    if reasoning.get("thinking", {}).get("type") in ("enabled", "adaptive"):
-        fields["temperature"] = None  # with thinking only 1 is allowed, which is the default
-        if options.top_p is not None and options.top_p < 0.95:
-            fields["top_p"] = None
-    fields |= reasoning
-    return {key: value for key, value in fields.items() if value is not None} | options.extra_body
+    def _choice(self, request: ModelRequest) -> dict[str, Any] | None:
+        choice = request.options.tool_choice
+        if choice is None:
+            return None
+        if not request.tools:  # refused without
+            self._leave_out_choice(choice)
+            return None
+        return {"type": _CHOICES[choice]} if choice in _CHOICES else {"type": "tool", "name": choice}
 
-
-def _choice(choice: str | None) -> dict[str, Any] | None:
-    if choice is None:
-        return None
-    kinds = {"auto": "auto", "none": "none", "required": "any"}
-    return {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
-
-
-def _reasoning(options: Options, dialect: AnthropicDialect) -> dict[str, Any]:
-    """The fields that ask for reasoning; with a budget `max_tokens` too, which must be larger."""
-    if options.reasoning is None:
-        return {}
-    if options.reasoning == "off":
-        return {"thinking": {"type": "disabled"}}
-    if dialect.thinking == "adaptive":
-        return {"thinking": {"type": "adaptive"}, "output_config": {"effort": options.reasoning}}
-    budget = _BUDGET[options.reasoning]
-    if options.max_tokens is None:
-        return {"max_tokens": dialect.max_tokens + budget, "thinking": {"type": "enabled", "budget_tokens": budget}}
-    budget = min(budget, options.max_tokens * 3 // 4)  # the rest is for the answer
-    return {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget >= _MIN_BUDGET else {}
+    def _reasoning(self, request: ModelRequest) -> dict[str, Any]:
+        """The fields that ask for reasoning; with a budget `max_tokens` too, which must be larger."""
+        options = request.options
+        if options.reasoning is None:
+            return {}
+        if options.reasoning == "off":
+            return {"thinking": {"type": "disabled"}}
+        if request.tools and options.tool_choice not in (None, "auto", "none"):
+            self._leave_out("reasoning", "The API allows no thinking with a tool_choice that forces a call.")
+            return {}
+        if self._dialect.thinking == "adaptive":
+            return {"thinking": {"type": "adaptive"}, "output_config": {"effort": options.reasoning}}
+        budget = _BUDGET[options.reasoning]
+        if options.max_tokens is None:
+            return {"max_tokens": self._dialect.max_tokens + budget, "thinking": {"type": "enabled", "budget_tokens": budget}}
+        budget = min(budget, options.max_tokens * 3 // 4)  # the rest is for the answer
+        if budget < _MIN_BUDGET:
+            self._leave_out("reasoning", "max_tokens leaves too few tokens to think with.")
+            return {}
+        return {"thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
 def _attachment(attached: Image | Document) -> dict[str, Any]:
-    kind, media_type = ("image" if isinstance(attached, Image) else "document"), attached.media_type
-    block: dict[str, Any] = {"type": kind, "source": {}}
+    block: dict[str, Any] = {"type": "image" if isinstance(attached, Image) else "document", "source": {}}
     text = _text_of(attached) if isinstance(attached, Document) else None
     if text is not None:
         block["source"] = {"type": "text", "media_type": "text/plain", "data": text}
     else:
-        block["source"] = {"type": "base64", "media_type": media_type, "data": base64.b64encode(attached.data).decode()}
+        block["source"] = {"type": "base64", "media_type": attached.media_type, "data": base64_text(attached)}
     if isinstance(attached, Document) and attached.name:
         block["title"] = attached.name
     return block
@@ -264,16 +274,14 @@ def _attachment(attached: Image | Document) -> dict[str, Any]:
 
 def _text_of(document: Document) -> str | None:
     """A document's text, if it is one: the API takes text only as text, and only PDF as bytes."""
-    if not document.media_type.startswith("text/") and document.media_type.partition(";")[0] != "application/json":
-        return None
     try:
-        return document.data.decode()
+        return document.data.decode() if is_text(document) else None
     except UnicodeDecodeError:
         return None
 
 
 def _result(message: ToolMessage, id: str) -> dict[str, Any]:
-    text = message.content + (f"\n[{message.note}]" if message.note else "")
+    text = result_text(message, flagged=True)
     if message.is_error and not text:
         text = "The call failed."  # the API refuses an error that says nothing
     content: Any = text
@@ -288,13 +296,5 @@ def _result(message: ToolMessage, id: str) -> dict[str, Any]:
 
 def _id(id: str) -> str:
     """An id of letters, digits, `_` and `-`, which is all the API takes; another one is mended, and stays its own."""
-    mended = _NOT_IN_A_NAME.sub("_", id)
+    mended = tidied(id)
     return id if mended == id and id else f"{mended}_{zlib.crc32(id.encode('utf-8', 'replace')):08x}"
-
-
-def _object(text: str) -> msgspec.Raw | None:
-    """JSON text of an object, as it is; None if it is no such text."""
-    try:
-        return msgspec.Raw(text.encode()) if type(msgspec.json.decode(text)) is dict else None
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return None

@@ -6,8 +6,6 @@ decoder, because some servers send JSON where a stream was asked for.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +13,17 @@ import msgspec
 from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
-from treadle.values.events import Delta
 from treadle.values.request import ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.chat_requests import ChatEncoder
 from treadle.wire.codec import bearer
+from treadle.wire.decoder import EventDecoder
 from treadle.wire.dialects import FINISH, Dialect
 from treadle.wire.fold import ReplyFold
-from treadle.wire.stream import AnswerReader, excerpt
-from treadle.wire.untyped import array, count, object_, string
+from treadle.wire.parts import call_id_prefix
+from treadle.wire.stream import excerpt
+from treadle.wire.untyped import array, count, mended, object_, string
 
 __all__ = ["ChatCodec", "ChatDecoder", "ChatEncoder"]
 
@@ -73,71 +72,40 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class ChatDecoder:
+class ChatDecoder(EventDecoder[ReplyFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
     - `StreamTruncated`: no finish reason arrived, or more of the answer followed it and then the stream broke off.
       `[DONE]` alone is no reason.
     - `BadStream`: what came is neither an event stream nor a completion.
     - any `ModelError`: the server sent an error object.
-
-    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
     """
 
     def __init__(self, request: ModelRequest) -> None:
-        self.progress = 0
-        self.finished = False
-        self.done = False
-        self.error: ModelError | None = None
-        self._fold = ReplyFold(
-            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
-        )
+        super().__init__(ReplyFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request)))
         if request.continues is not None:
             self._fold.take_tags_for_text()  # the middle of an answer is no place for reasoning to begin
-        self._answer = AnswerReader()
-        self._finish_said: str | None = None
-        self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
         self._called_tools = False
         self._refused = False
         self._prompt_read = 0  # tokens of the prompt that the server has read, where it says so
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
 
-    @property
-    def began(self) -> bool:
-        return not self._fold.empty or self.finished
-
-    def feed(self, data: bytes) -> list[Delta]:
-        if self.done:
-            return []
-        try:
-            self._feed(data)
-        except ModelError as error:
-            self._fail(error)
-        return self._fold.take()
-
-    def close(self, *, clean: bool = True) -> list[Delta]:
-        if not self.done:
-            try:
-                self._close(clean)
-            except ModelError as error:
-                self._fail(error)
+    def _flush(self) -> None:
         self._fold.flush()
-        if self.error is None and not self.finished:
-            what = "after its text began" if not self._fold.empty else "after nothing at all"
-            self.error = StreamTruncated(f"the stream ended {what}, without a finish reason")
-        if self.error is None and self._fold.empty and FINISH.get(self._finish_said or "") == "tool_use":
-            self._fail(
-                BadStream(
-                    "the server says that the model called tools, but sent no call",
-                    hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
-                )
+
+    def _judge(self) -> None:
+        if not self.finished:
+            raise StreamTruncated(f"the stream ended {self._where}, without a finish reason")
+        if self._fold.empty and FINISH.get(self._said or "") == "tool_use":
+            raise BadStream(
+                "the server says that the model called tools, but sent no call",
+                hint="Its tool-call parser may not fit the model: check the server's tool-parser setting.",
             )
-        return self._fold.take()
 
     @property
     def reply(self) -> Reply:
-        said = self._finish_said
+        said = self._said
         finish = None
         if self.finished:
             finish = "refused" if self._refused else FINISH.get(said or "", "unknown")
@@ -146,33 +114,9 @@ class ChatDecoder:
                 finish = "tool_use" if self._fold.has_calls else "end" if finish == "end" else "unknown"
         return Reply(message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model)
 
-    def _fail(self, error: ModelError) -> None:
-        self.error = error
-        self.done = True
-        self.finished = False
-
-    def _feed(self, data: bytes) -> None:
-        for event, payload in self._answer.feed(data):
-            self._frame(event, payload)
-            if self.done:
-                return
-
-    def _close(self, clean: bool) -> None:
-        if (whole := self._answer.json) is not None:
-            self._whole(whole)
-        has_lines = self._answer.has_lines
-        for event, payload in self._answer.close():
-            with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
-                self._frame(event, payload)
-        if has_lines and self._answer.opening and not self._answer.frames:
-            raise BadStream("the answer is not an event stream: it holds no event at all")
-        if self._wavered and clean:
-            self.finished = self._finish_said is not None
-
     def _frame(self, event: str, payload: bytes) -> None:
         if payload[:6] == b"[DONE]":
-            self.done = True
-            self.finished = self._finish_said is not None
+            self._end()
             return
         if not payload:
             return  # a ping
@@ -212,13 +156,9 @@ class ChatDecoder:
                     self._delta(delta)
             if choice.usage:
                 self._note_usage(choice.usage)
-            if self._finish_said is not None and self.progress != before:
-                self._wavered = True
-                self.finished = False
+            self._note_more(before)
             if choice.finish_reason:
-                self._finish_said = str(choice.finish_reason)[:100]
-                self.finished = not self._wavered
-                self.progress += 1
+                self._stop(choice.finish_reason)
 
     def _delta(self, delta: _Delta) -> None:
         self._thinking(delta)
@@ -275,13 +215,6 @@ class ChatDecoder:
         self.progress += 1
 
     def _whole(self, body: bytes) -> None:
-        body = body.lstrip(b"\xef\xbb\xbf")
-        try:
-            msgspec.json.decode(body, type=msgspec.Raw)
-        except RecursionError:
-            raise BadStream("the server answered with JSON that is nested too deeply") from None
-        except (msgspec.MsgspecError, UnicodeError):
-            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         self._frame("", body)
         if not self.finished:
             raise BadStream("the server answered with JSON that is not a chat completion", server_said=excerpt(body))
@@ -291,15 +224,10 @@ class ChatDecoder:
 
 
 def _decode_odd_chunk(payload: bytes) -> _Chunk | None:
-    """A chunk that is not quite JSON: bytes that are no UTF-8, half a surrogate pair, NaN in a field that nobody reads.
-
-    What cannot be read becomes U+FFFD, as the event-stream standard has it. None if it is no chunk at all.
-    """
+    """A chunk that is not quite JSON; None if it is no chunk at all."""
     try:
-        value = json.loads(payload.decode("utf-8", "replace"), parse_constant=lambda _: None)
-        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
-        return _decode_chunk(text.decode("utf-16", "replace"))
-    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return _decode_chunk(mended(payload) or b"")
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 
@@ -321,11 +249,13 @@ class ChatCodec:
     def __init__(self, dialect: Dialect | None = None) -> None:
         self._dialect = dialect or Dialect()
 
-    schema_support: SchemaSupport = "none"
-
     @property
     def continuable(self) -> bool:
         return self._dialect.continues is not None
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        return self._dialect.schema_support
 
     def headers(self, key: str | None) -> dict[str, str]:
         return bearer(key)

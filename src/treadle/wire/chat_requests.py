@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import re
 from typing import Any
 
 import msgspec
 
-from treadle.errors import UsageError
-from treadle.values.messages import AssistantMessage, Document, Image, Message, SystemMessage, Thinking, ToolMessage, UserMessage
-from treadle.values.request import ModelRequest, Omission, Options
+from treadle.values.messages import (
+    AssistantMessage,
+    Document,
+    Image,
+    Message,
+    Opaque,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolMessage,
+    UserMessage,
+)
+from treadle.values.request import ModelRequest, ToolSpec
 from treadle.wire.dialects import Dialect
+from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, RunEncoder
+from treadle.wire.parts import arguments, data_url, function, images_heading, named, result_text, with_extra_body
+from treadle.wire.schemas import is_strict
 
 __all__ = ["ChatEncoder"]
 
 _encode = msgspec.json.Encoder().encode
-_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_NINE = re.compile(r"[a-zA-Z0-9]{9}")
 _OURS = frozenset({"model", "messages", "tools", "stream", "stream_options", "n"})
 
 
-class ChatEncoder:
-    """Write the requests of one run. Messages come last in the body and are written once: a longer conversation extends
-    the bytes of a shorter one, so a turn costs what is new in it."""
-
-    omitted: tuple[Omission, ...] = ()
+class ChatEncoder(RunEncoder):
+    """Write the requests of one run (`RunEncoder`)."""
 
     def __init__(self, model: str, dialect: Dialect) -> None:
+        super().__init__()
         self._model = model
         self._dialect = dialect
-        self._messages: tuple[Message, ...] = ()
         self._instructions: str | None = None
-        self._written = bytearray()
 
-    def encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> bytes:
         known = len(self._messages)
         if request.messages[:known] != self._messages or request.instructions != self._instructions:
             known = 0
@@ -49,133 +58,139 @@ class ChatEncoder:
             if shown and not isinstance(message, ToolMessage):
                 self._add({"role": "user", "content": shown})
                 shown = []
-            item = _message(message, self._dialect)
+            item = self._message(message)
             if item["content"] != "" or item["role"] != "assistant":  # strict servers refuse an assistant that says nothing
                 self._add(item)
-            if isinstance(message, ToolMessage):
-                shown += _images(message)
+            elif len(item) > 2 and isinstance(message, AssistantMessage):
+                thoughts = sum(isinstance(part, Thinking) and part.source != "block" for part in message.content)
+                self._leave_out("reasoning", "A turn that only reasoned is left out: it would say nothing.", thoughts)
+            if isinstance(message, ToolMessage) and message.images:  # the format has no place for them in a result
+                self._leave_out("images", IMAGES, len(message.images))
+                shown += [{"type": "text", "text": images_heading(message)}, *map(_attachment, message.images)]
         if shown:  # results come all at once, so no further one can follow that would move this
             self._add({"role": "user", "content": shown})
         self._messages, self._instructions = request.messages, request.instructions
         tail = b""
         if request.continues is not None:
             tail = b"," + _encode({"role": "assistant", "content": request.continues.text})
+            thoughts = sum(isinstance(part, Thinking) for part in request.continues.content)
+            if thoughts:
+                self._leave_out("reasoning", "A partial answer is gone on from by its text alone.", thoughts)
         return b"".join((self._head(request), b',"messages":[', self._written, tail, b"]}"))
 
     def _add(self, item: dict[str, Any]) -> None:
-        try:
-            written = _encode(item)
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"a message of role {item['role']} holds half of a surrogate pair, which no JSON can carry",
-                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
-            ) from None
+        written = _encode(item)
         if self._written:
             self._written += b","
         self._written += written
 
     def _head(self, request: ModelRequest) -> bytes:
+        dialect, options = self._dialect, request.options
         head: dict[str, Any] = {"model": self._model, "stream": True}
-        if self._dialect.ask_usage:
+        if dialect.ask_usage:
             head["stream_options"] = {"include_usage": True}
-        if self._dialect.ask_progress:
+        if dialect.ask_progress:
             head["return_progress"] = True
         if request.continues is not None:
-            head |= self._dialect.continues or {}
-        if request.options.reasoning is not None:
-            head |= self._dialect.reasoning[request.options.reasoning]
-        head |= _options(request.options)
+            head |= dialect.continues or {}
+        if options.reasoning is not None:
+            asked = dialect.reasoning.get(options.reasoning)
+            head |= asked or {}
+            if asked is None:
+                self._leave_out("reasoning", "This model cannot be asked for that: it decides by itself.")
+            elif options.reasoning != "off" and dialect.reasoning.get("low") == dialect.reasoning.get("high"):
+                self._leave_out("reasoning", "This server knows only on and off: every level is on.")
+        head |= {
+            dialect.max_tokens_field: options.max_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            dialect.seed_field: options.seed,
+            "stop": list(options.stop) or None,
+            "tool_choice": self._choice(request),
+            "response_format": self._format(request),
+        }
+        head = with_extra_body(head, options, ours=_OURS)
         if request.tools:
-            head["tools"] = [
-                {
-                    "type": "function",
-                    "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
-                }
-                for tool in request.tools
-            ]
+            head["tools"] = [{"type": "function", "function": self._function(tool)} for tool in request.tools]
         return _encode(head)[:-1]
 
+    def _choice(self, request: ModelRequest) -> str | dict[str, Any] | None:
+        choice = request.options.tool_choice
+        if choice is None:
+            return None
+        if not request.tools:
+            self._leave_out_choice(choice)
+            return None
+        return choice if choice in ("auto", "none", "required") else {"type": "function", "function": {"name": choice}}
 
-def _options(options: Options) -> dict[str, Any]:
-    taken = _OURS & options.extra_body.keys()
-    if taken:
-        raise UsageError(f"extra_body may not set {', '.join(sorted(taken))}", hint="These fields are the run's own.")
-    choice: Any = options.tool_choice
-    if choice not in (None, "auto", "none", "required"):
-        choice = {"type": "function", "function": {"name": choice}}
-    fields: dict[str, Any] = {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "stop": list(options.stop) or None,
-        "tool_choice": choice,
-    }
-    return {key: value for key, value in fields.items() if value is not None} | options.extra_body
+    def _format(self, request: ModelRequest) -> dict[str, Any] | None:
+        output = request.output
+        if output is None:
+            return None
+        if self._dialect.schema_support == "none":
+            self._leave_out_schema()
+            return None
+        schema = {"name": output.name, "schema": output.schema, "strict": is_strict(output.schema)}
+        return {"type": "json_schema", "json_schema": schema}
 
+    def _function(self, tool: ToolSpec) -> dict[str, Any]:
+        fields = function(tool)
+        return fields | {"strict": is_strict(tool.parameters)} if self._dialect.strict_tools else fields
 
-def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
-    if isinstance(message, AssistantMessage):
-        return _assistant(message, dialect)
-    if isinstance(message, ToolMessage):
-        # The format has no flag for errors, so the text says it.
-        content = f"Error: {message.content}" if message.is_error else message.content
-        if message.note:
-            content += f"\n[{message.note}]"
-        return {"role": "tool", "tool_call_id": message.call_id, "content": content}
-    if isinstance(message, UserMessage) and message.attachments:
-        parts = [_attachment(each) for each in message.attachments]
-        return {"role": "user", "content": [*parts, {"type": "text", "text": message.content}]}
-    return {"role": message.__struct_config__.tag, "content": message.content}
+    def _message(self, message: Message) -> dict[str, Any]:
+        if isinstance(message, AssistantMessage):
+            return self._assistant(message)
+        if isinstance(message, ToolMessage):
+            return {"role": "tool", "tool_call_id": self._id(message.call_id), "content": result_text(message)}
+        if isinstance(message, UserMessage) and message.attachments:
+            parts = [_attachment(each) for each in message.attachments]
+            return {"role": "user", "content": [*parts, {"type": "text", "text": message.content}]}
+        return {"role": message.__struct_config__.tag, "content": message.content}
+
+    def _assistant(self, message: AssistantMessage) -> dict[str, Any]:
+        tagged: list[str] = []
+        texts: list[str] = []
+        calls: list[dict[str, Any]] = []
+        item: dict[str, Any] = {"role": "assistant", "content": None}
+        for part in message.content:
+            if isinstance(part, Text):
+                texts.append(part.text)
+            elif isinstance(part, Thinking):
+                if part.source == "content":
+                    tagged.append(part.raw or f"<think>{part.text}</think>")
+                elif part.source == "block":  # belongs to another format
+                    self._leave_out("reasoning", REASONING)
+                elif self._dialect.send_reasoning:
+                    field = self._dialect.reasoning_field or part.source
+                    item[field] = item.get(field, "") + part.text
+                else:
+                    self._leave_out("reasoning", "This server refuses reasoning that is sent back.")
+            elif isinstance(part, Opaque):
+                self._leave_out("part", PART)
+            else:
+                if part.signature:
+                    self._leave_out("signature", SIGNATURE)
+                called = {"name": named(part.name), "arguments": arguments(part.arguments)}
+                id = self._id(part.id)
+                if id != part.id:
+                    self._leave_out("id", "The provider does not take an id of this form: call and result get a hash of it.")
+                calls.append({"id": id, "type": "function", "function": called})
+        content = "".join(tagged + texts)
+        item["content"] = content if content or not calls else None
+        if calls:
+            item["tool_calls"] = calls
+            if self._dialect.reasoning_field:
+                item.setdefault(self._dialect.reasoning_field, "")
+        return item
+
+    def _id(self, id: str) -> str:
+        if not self._dialect.nine_character_ids or _NINE.fullmatch(id):
+            return id
+        return hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def _attachment(attached: Image | Document) -> dict[str, Any]:
-    url = f"data:{attached.media_type};base64,{base64.b64encode(attached.data).decode()}"
+    url = data_url(attached)
     if isinstance(attached, Image):
         return {"type": "image_url", "image_url": {"url": url}}
     return {"type": "file", "file": {"filename": attached.name or "document", "file_data": url}}
-
-
-def _images(message: ToolMessage) -> list[dict[str, Any]]:
-    """A result's images, as parts of a user message: the format has no place for them in a result."""
-    if not message.images:
-        return []
-    parts: list[dict[str, Any]] = [{"type": "text", "text": f"[Images of the result of {message.name}, {message.call_id}]"}]
-    return parts + [_attachment(image) for image in message.images]
-
-
-def _assistant(message: AssistantMessage, dialect: Dialect) -> dict[str, Any]:
-    text: list[str] = []
-    item: dict[str, Any] = {"role": "assistant", "content": None}
-    for part in message.content:
-        if not isinstance(part, Thinking):
-            continue
-        if part.source == "content":
-            text.append(part.raw or f"<think>{part.text}</think>")
-        elif dialect.send_reasoning and part.source != "block":  # a block belongs to another format
-            item[part.source] = item.get(part.source, "") + part.text
-    content = "".join(text) + message.text
-    calls = message.calls
-    item["content"] = content if content or not calls else None
-    if calls:
-        item["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                # Names and arguments that a strict server would refuse were refused by us too: the call's result says so
-                # in words. llama.cpp answers arguments that are not JSON with a 500 (captured).
-                "function": {
-                    "name": _NOT_IN_A_NAME.sub("_", call.name)[:64] or "unknown",
-                    "arguments": call.arguments if _is_object(call.arguments) else "{}",
-                },
-            }
-            for call in calls
-        ]
-    return item
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return type(msgspec.json.decode(text)) is dict
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from treadle.values.request import Finish
+from treadle.values.request import Finish, SchemaSupport
 
-__all__ = ["FINISH", "LLAMACPP", "VLLM", "Dialect"]
+__all__ = ["DEEPSEEK", "FINISH", "LLAMACPP", "OPENAI", "VLLM", "Dialect"]
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
@@ -25,14 +25,28 @@ class Dialect(Struct, frozen=True, kw_only=True):
         continues: What to add to a request whose last message is a partial answer, so that the server goes on from it;
             None where that is not known to work.
         reasoning: What to add to a request for each value of `Options.reasoning`. Servers that know only on and off take every
-            level for on.
+            level for on. A value that is missing cannot be asked for, and is left out.
+        reasoning_field: Send reasoning back in this field, whichever it came in, and with every turn that has calls, be it empty.
+        schema_support: What a schema for the answer may be sent with. `alone` is right for servers we know nothing of: one that
+            does not know the field ignores it or answers with a 400, and after a 400 the run asks in words; a server that
+            decodes by the schema from the first token on can call no tool.
+        strict_tools: Say `strict` of each tool.
+        max_tokens_field: What `Options.max_tokens` is called.
+        seed_field: What `Options.seed` is called.
+        nine_character_ids: Ids of calls must be nine letters and digits; others are sent as such.
     """
 
     send_reasoning: bool = True
+    reasoning_field: str | None = None
+    seed_field: str = "seed"
+    nine_character_ids: bool = False
     ask_usage: bool = True
     ask_progress: bool = False
     continues: dict[str, Any] | None = None
     reasoning: dict[str, dict[str, Any]] = msgspec.field(default_factory=lambda: _BY_EFFORT)
+    schema_support: SchemaSupport = "alone"
+    strict_tools: bool = False
+    max_tokens_field: str = "max_tokens"
 
 
 _BY_EFFORT = {level: {"reasoning_effort": "none" if level == "off" else level} for level in ("off", "low", "medium", "high")}
@@ -46,6 +60,12 @@ assistant is gone on from as it is, and streaming sends only what is new; `chat_
 
 VLLM = Dialect(reasoning=_BY_TEMPLATE)
 """vLLM 0.32 accepts `chat_template_kwargs` (captured), which templates of models that think read."""
+
+OPENAI = Dialect(schema_support="with_tools", strict_tools=True, max_tokens_field="max_completion_tokens")
+"""OpenAI's own API: a schema together with tools, `strict` tools, and no `max_tokens` for models that reason (documented)."""
+
+DEEPSEEK = Dialect(schema_support="none")
+"""DeepSeek documents `response_format` as `text` or `json_object` only."""
 
 FINISH: dict[str, Finish] = {
     # OpenAI's own words; all captured from llama.cpp, vLLM and LiteLLM except content_filter.

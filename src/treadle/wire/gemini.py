@@ -6,8 +6,6 @@ array that comes where `alt=sse` got lost, go through the same decoder.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -16,14 +14,15 @@ import msgspec
 from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, ServerError, StreamTruncated, UsageError
-from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
+from treadle.wire.decoder import EventDecoder
 from treadle.wire.gemini_errors import gemini_error_from_object, gemini_error_from_response
 from treadle.wire.gemini_fold import GeminiFold
-from treadle.wire.gemini_requests import GeminiEncoder
+from treadle.wire.gemini_requests import GeminiEncoder, is_three
+from treadle.wire.parts import call_id_prefix
 from treadle.wire.stream import AnswerReader, excerpt
-from treadle.wire.untyped import count, object_, string
+from treadle.wire.untyped import count, mended, object_, string
 
 __all__ = ["FINISH", "GeminiCodec", "GeminiDecoder", "GeminiEncoder"]
 
@@ -85,7 +84,7 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
 
 
-class GeminiDecoder:
+class GeminiDecoder(EventDecoder[GeminiFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
     - `StreamTruncated`: neither a `finishReason` nor a `blockReason` arrived, or more of the answer followed it and then
@@ -93,61 +92,30 @@ class GeminiDecoder:
     - `BadStream`: what came is neither an event stream nor an answer.
     - `ServerError`: the model wrote a call that the server could not parse, and nothing else.
     - any `ModelError`: the server sent an error object.
-
-    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
     """
 
     def __init__(self, request: ModelRequest) -> None:
-        self.progress = 0
-        self.finished = False
-        self.done = False
-        self.error: ModelError | None = None
-        prefix = f"call_{request.run_id[:8]}_{request.turn}_"
-        self._fold = GeminiFold(turn=request.turn, attempt=request.attempt, call_id_prefix=prefix)
-        self._answer = AnswerReader(json_starts=b"{[")
+        fold = GeminiFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request))
+        super().__init__(fold, AnswerReader(json_starts=b"{["))
         self._answers = 0  # frames that held a candidate
-        self._finish_said: str | None = None
         self._finish_message: str | None = None
         self._blocked = False
-        self._wavered = False  # the answer went on after a reason: only a proper end makes it whole now
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
 
-    @property
-    def began(self) -> bool:
-        return not self._fold.empty or self.finished
-
-    def feed(self, data: bytes) -> list[Delta]:
-        if self.done:
-            return []
-        try:
-            self._feed(data)
-        except ModelError as error:
-            self._fail(error)
-        return self._fold.take()
-
-    def close(self, *, clean: bool = True) -> list[Delta]:
-        if not self.done:
-            try:
-                self._close(clean)
-            except ModelError as error:
-                self._fail(error)
-        if self.error is None and not self.finished:
-            what = "after nothing at all" if self._fold.empty else "after its answer began"
-            self.error = StreamTruncated(f"the stream ended {what}, without a finish reason")
-        if self.error is None and self._finish_said in _BROKEN and self._fold.only_thoughts:
-            self._fail(
-                ServerError(
-                    "the model wrote a tool call that its server could not parse",
-                    hint="Run again: this passes as a rule. If it stays, simplify the tools' schemas.",
-                    server_said=self._finish_message,
-                )
+    def _judge(self) -> None:
+        if not self.finished:
+            raise StreamTruncated(f"the stream ended {self._where}, without a finish reason")
+        if self._said in _BROKEN and self._fold.only_thoughts:
+            raise ServerError(
+                "the model wrote a tool call that its server could not parse",
+                hint="Run again: this passes as a rule. If it stays, simplify the tools' schemas.",
+                server_said=self._finish_message,
             )
-        return self._fold.take()
 
     @property
     def reply(self) -> Reply:
-        said = self._finish_said
+        said = self._said
         finish: Finish | None = None
         if self.finished:
             finish = "refused" if self._blocked else FINISH.get(said or "", "unknown")
@@ -155,33 +123,9 @@ class GeminiDecoder:
                 finish = "tool_use"
         return Reply(message=self._fold.message(), finish=finish, finish_said=said, usage=_usage(self._usage), model=self._model)
 
-    def _fail(self, error: ModelError) -> None:
-        self.error = error
-        self.done = True
-        self.finished = False
-
-    def _feed(self, data: bytes) -> None:
-        for event, payload in self._answer.feed(data):
-            self._frame(event, payload)
-            if self.done:
-                return
-
-    def _close(self, clean: bool) -> None:
-        if (whole := self._answer.json) is not None:
-            self._whole(whole)
-        has_lines = self._answer.has_lines
-        for event, payload in self._answer.close():
-            with contextlib.suppress(BadStream):  # the last frame was cut: a missing finish reason says so
-                self._frame(event, payload)
-        if has_lines and self._answer.opening and not self._answer.frames:
-            raise BadStream("the answer is not an event stream: it holds no event at all")
-        if self._wavered and clean:
-            self.finished = self._finish_said is not None
-
     def _frame(self, event: str, payload: bytes) -> None:
         if payload[:6] == b"[DONE]":  # not Gemini's, but a gateway's
-            self.done = True
-            self.finished = self._finish_said is not None
+            self._end()
             return
         if not payload:
             return
@@ -189,8 +133,8 @@ class GeminiDecoder:
             self._chunk(_decode_chunk(payload), event, payload)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             try:
-                self._chunk(_decode_chunk(_mended(payload)), event, payload)
-            except (ValueError, RecursionError, msgspec.MsgspecError):
+                self._chunk(_decode_chunk(mended(payload) or b""), event, payload)
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 if event == "error":
                     raise gemini_error_from_object(excerpt(payload)) from None
                 raise BadStream("a frame of the stream is no GenerateContentResponse", server_said=excerpt(payload)) from None
@@ -208,21 +152,14 @@ class GeminiDecoder:
             before = self.progress
             for raw, part in parts:
                 self._part(raw, part)
-            if self._finish_said is not None and self.progress != before:
-                self._wavered = True
-                self.finished = False
+            self._note_more(before)
             if candidate.finish_reason and (said := str(candidate.finish_reason)) not in _UNSPECIFIED:
-                self._finish(said)
+                self._stop(said)
                 self._finish_message = string(candidate.finish_message) or None
         reason = string(object_(chunk.prompt_feedback).get("blockReason"))
         if reason not in _UNSPECIFIED:
             self._blocked = True
-            self._finish(reason)
-
-    def _finish(self, said: str) -> None:
-        self._finish_said = said[:100]
-        self.finished = not self._wavered
-        self.progress += 1
+            self._stop(reason)
 
     def _part(self, raw: bytes, part: _Part) -> None:
         signature = part.thought_signature if type(part.thought_signature) is str and part.thought_signature else None
@@ -249,15 +186,7 @@ class GeminiDecoder:
         self.progress += 1
 
     def _whole(self, body: bytes) -> None:
-        body = body.strip(b" \t\r\n\xef\xbb\xbf")
-        try:
-            raw = msgspec.json.decode(body, type=msgspec.Raw)
-            frames = msgspec.json.decode(raw, type=list[msgspec.Raw]) if body[:1] == b"[" else [raw]
-        except RecursionError:
-            raise BadStream("the server answered with JSON that is nested too deeply") from None
-        except (msgspec.MsgspecError, UnicodeError):
-            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
-        for frame in frames:
+        for frame in msgspec.json.decode(body, type=list[msgspec.Raw]) if body[:1] == b"[" else [body]:
             self._frame("", bytes(frame))
         if not self._answers and not self.finished:
             raise BadStream("the server answered with JSON that is no GenerateContentResponse", server_said=excerpt(body))
@@ -266,16 +195,6 @@ class GeminiDecoder:
 def _parts(candidate: _Candidate) -> list[tuple[bytes, _Part]]:
     raws = (candidate.content.parts if candidate.content is not None else None) or ()
     return [(bytes(raw), _decode_part(raw)) for raw in raws if bytes(raw) != b"null"]
-
-
-def _mended(payload: bytes) -> bytes:
-    """JSON that is not quite JSON (bytes that are no UTF-8, half a surrogate pair, NaN) with U+FFFD and null in its place.
-
-    Raises:
-        ValueError: It is no JSON at all.
-    """
-    value = json.loads(payload.decode("utf-8", "replace"), parse_constant=lambda _: None)
-    return json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def _usage(said: dict[str, Any]) -> Usage:
@@ -303,10 +222,11 @@ class GeminiCodec:
     """
 
     continuable = False
-    schema_support: SchemaSupport = "none"
 
     def __init__(self, model: str) -> None:
         self._model = model
+        # Older models answer a schema with tools with a 400 (docs/protocols/gemini.md).
+        self.schema_support: SchemaSupport = "with_tools" if is_three(model) else "alone"
         name = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
         self.path = f"/{quote(name)}:streamGenerateContent?alt=sse"
 

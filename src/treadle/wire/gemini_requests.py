@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import Any
 
 import msgspec
 
-from treadle.errors import UsageError
 from treadle.values.messages import (
     AssistantMessage,
     Document,
@@ -22,15 +20,16 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, Omission, Options
+from treadle.values.request import ModelRequest
+from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, RunEncoder
 from treadle.wire.gemini_fold import FORMAT, MARK
-from treadle.wire.untyped import object_, string
+from treadle.wire.parts import base64_text, images_heading, is_made_id, object_in, raw_object, result_text, with_extra_body
+from treadle.wire.untyped import string
 
-__all__ = ["GeminiEncoder"]
+__all__ = ["GeminiEncoder", "is_three"]
 
 _encode = msgspec.json.Encoder().encode
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_.:-]")
-_MADE_ID = re.compile(r"call_.{0,8}_\d+_\d+")  # the shape of the ids that the decoder makes up
 _OURS = frozenset({"model", "contents", "messages", "systemInstruction", "system_instruction", "tools", "stream"})
 _MERGED = ("generationConfig", "toolConfig")
 _UNSIGNED = "skip_thought_signature_validator"
@@ -38,19 +37,15 @@ _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _BUDGETS = {"low": 1024, "medium": 8192, "high": 24576}
 
 
-class GeminiEncoder:
-    """Write the requests of one run. Contents come last in the body and are written once: a longer conversation extends
-    the bytes of a shorter one, so a turn costs what is new in it."""
-
-    omitted: tuple[Omission, ...] = ()
+class GeminiEncoder(RunEncoder):
+    """Write the requests of one run (`RunEncoder`)."""
 
     def __init__(self, model: str) -> None:
+        super().__init__()
         self._name = model.rpartition("/")[2]
-        self._three = _generation(self._name) >= 3
-        self._messages: tuple[Message, ...] = ()
-        self._written = bytearray()
+        self._three = is_three(model)
 
-    def encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> bytes:
         messages = request.messages
         known = len(self._messages)
         if messages[:known] != self._messages or (known < len(messages) and _splits_results(messages, known)):
@@ -70,7 +65,7 @@ class GeminiEncoder:
             if isinstance(message, AssistantMessage):
                 self._add("model", self._model_parts(message))
             else:
-                self._add("user", _user_parts(message))
+                self._add("user", self._user_parts(message))
         self._add_results(results)  # they come all at once, so no further one can follow that would move what is written
         self._messages = messages
         return b"".join((self._head(request, system), b'"contents":[', self._written, b"]}"))
@@ -78,13 +73,7 @@ class GeminiEncoder:
     def _add(self, role: str, parts: list[Any]) -> None:
         if not parts:
             return
-        try:
-            written = _encode({"role": role, "parts": parts})
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"a message of role {role} holds half of a surrogate pair, which no JSON can carry",
-                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
-            ) from None
+        written = _encode({"role": role, "parts": parts})
         if self._written:
             self._written += b","
         self._written += written
@@ -96,15 +85,14 @@ class GeminiEncoder:
         shown: list[Any] = []
         for result in results:
             if result.images:
-                shown.append({"text": f"[Images of the result of {result.name}, {result.call_id}]"})
-                shown += [_inline(image) for image in result.images]
+                self._leave_out("images", IMAGES, len(result.images))
+                shown += [{"text": images_heading(result)}, *map(_inline, result.images)]
         self._add("user", shown)
 
     def _result(self, message: ToolMessage) -> dict[str, Any]:
-        content = f"{message.content}\n[{message.note}]" if message.note else message.content
         item = _with_id(message.call_id)
         item["name"] = _named(message.name)
-        item["response"] = {"error" if message.is_error else "output": content}
+        item["response"] = {"error" if message.is_error else "output": result_text(message, flagged=True)}
         if self._three and message.images:  # multimodal function responses: Gemini 3 and later
             item["parts"] = [_inline(image) for image in message.images]
         return {"functionResponse": item}
@@ -120,34 +108,46 @@ class GeminiEncoder:
             elif isinstance(part, Thinking):
                 if part.signature is not None and part.signature.startswith(MARK):
                     parts.append(_signed({"text": part.text, "thought": True}, part.signature))
+                else:
+                    self._leave_out("reasoning", REASONING)
             elif isinstance(part, ToolCall):
                 item = _with_id(part.id)
                 item["name"] = _named(part.name)
-                item["args"] = msgspec.Raw(part.arguments.encode()) if _is_object(part.arguments) else {}
+                item["args"] = raw_object(part.arguments) or {}
+                if part.signature and not part.signature.startswith(MARK):
+                    self._leave_out("signature", SIGNATURE)
                 whole = _signed({"functionCall": item}, part.signature)
                 if first_call and self._three and "thoughtSignature" not in whole:
                     whole["thoughtSignature"] = _UNSIGNED
                 first_call = False
                 parts.append(whole)
-            elif part.format == FORMAT:
-                text = _text_of(part)
+            else:
+                text = _text_of(part) if part.format == FORMAT else None
                 before = content[at - 1] if at else None
                 if text == "" or (isinstance(before, Text) and before.text == text):
                     parts.append(msgspec.Raw(part.data.encode()))
+                else:
+                    self._leave_out("part", PART)
+        return parts
+
+    def _user_parts(self, message: UserMessage | SystemMessage) -> list[Any]:
+        if isinstance(message, SystemMessage):
+            self._leave_out("system", "The format has no system message but the first: later ones go as the user's.")
+            return [{"text": message.content}]
+        parts: list[Any] = [_inline(each) for each in message.attachments]
+        if named := sum(isinstance(each, Document) and bool(each.name) for each in message.attachments):
+            self._leave_out("documents", "The format has no field for a document's name.", named)
+        if message.content or not parts:
+            parts.append({"text": message.content})
         return parts
 
     def _head(self, request: ModelRequest, system: str | None) -> bytes:
         options = request.options
-        taken = _OURS & options.extra_body.keys()
-        if taken:
-            raise UsageError(f"extra_body may not set {', '.join(sorted(taken))}", hint="These fields are the run's own.")
-        head: dict[str, Any] = {}
-        if config := _generation_config(options, self._name):
-            head["generationConfig"] = config
-        if request.tools and options.tool_choice is not None:  # without tools the server refuses it
-            head["toolConfig"] = {"functionCallingConfig": _calling(options.tool_choice)}
-        for key, value in options.extra_body.items():
-            head[key] = head.get(key, {}) | object_(value) if key in _MERGED else value
+        head: dict[str, Any] = {
+            "generationConfig": self._generation_config(request) or None,
+            "toolConfig": self._tool_config(request),
+        }
+        head = with_extra_body(head, options, ours=_OURS, merged=_MERGED)
         if request.tools:
             declared = [
                 {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
@@ -156,14 +156,55 @@ class GeminiEncoder:
             head["tools"] = [{"functionDeclarations": declared}]
         if system:
             head["systemInstruction"] = {"parts": [{"text": system}]}
-        try:
-            written = _encode(head)[:-1]
-        except UnicodeEncodeError:
-            raise UsageError(
-                "the instructions or a tool hold half of a surrogate pair, which no JSON can carry",
-                hint="Clean the text: text.encode('utf-8', 'replace').decode().",
-            ) from None
+        written = _encode(head)[:-1]
         return written + b"," if head else written
+
+    def _generation_config(self, request: ModelRequest) -> dict[str, Any]:
+        options, output = request.options, request.output
+        fields: dict[str, Any] = {
+            "maxOutputTokens": options.max_tokens,
+            "temperature": options.temperature,
+            "topP": options.top_p,
+            "seed": options.seed,
+            "stopSequences": list(options.stop) or None,
+            "thinkingConfig": self._thinking(options.reasoning),
+        }
+        if output is not None:
+            fields |= {"responseMimeType": "application/json", "responseJsonSchema": output.schema}
+        return {key: value for key, value in fields.items() if value is not None}
+
+    def _thinking(self, effort: str | None) -> dict[str, Any] | None:
+        if effort is None:
+            return None
+        pro = "pro" in self._name
+        if effort == "off":
+            if pro or self._three:
+                self._leave_out("reasoning", "The model cannot do without reasoning: it is asked for the least there is.")
+            if self._three:
+                return {"thinkingLevel": "low" if pro else "minimal"}
+            return {"thinkingBudget": 128 if pro else 0}
+        if self._three:
+            if pro and effort == "medium" and _generation(self._name) == 3:
+                self._leave_out("reasoning", "The model knows no medium effort: it is asked for a high one.")
+                effort = "high"
+            return {"thinkingLevel": effort, "includeThoughts": True}
+        return {"thinkingBudget": _BUDGETS[effort], "includeThoughts": True}
+
+    def _tool_config(self, request: ModelRequest) -> dict[str, Any] | None:
+        choice = request.options.tool_choice
+        if choice is None:
+            return None
+        if not request.tools:  # refused without
+            self._leave_out_choice(choice)
+            return None
+        if choice in _MODES:
+            return {"functionCallingConfig": {"mode": _MODES[choice]}}
+        return {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": [choice]}}
+
+
+def is_three(model: str) -> bool:
+    """A model of Gemini's third generation or later, by its name."""
+    return _generation(model.rpartition("/")[2]) >= 3
 
 
 def _generation(name: str) -> float:
@@ -174,49 +215,8 @@ def _generation(name: str) -> float:
     return 3 if re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", name) else 2
 
 
-def _generation_config(options: Options, name: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "maxOutputTokens": options.max_tokens,
-        "temperature": options.temperature,
-        "topP": options.top_p,
-        "seed": options.seed,
-        "stopSequences": list(options.stop) or None,
-        "thinkingConfig": _thinking(options.reasoning, name),
-    }
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _thinking(effort: str | None, name: str) -> dict[str, Any] | None:
-    if effort is None:
-        return None
-    pro = "pro" in name
-    if effort == "off":  # the Pro models cannot do without: they get the least there is
-        if _generation(name) >= 3:
-            return {"thinkingLevel": "low" if pro else "minimal"}
-        return {"thinkingBudget": 128 if pro else 0}
-    if _generation(name) >= 3:
-        if pro and effort == "medium" and _generation(name) == 3:  # Gemini 3 Pro knows low and high
-            effort = "high"
-        return {"thinkingLevel": effort, "includeThoughts": True}
-    return {"thinkingBudget": _BUDGETS[effort], "includeThoughts": True}
-
-
-def _calling(choice: str) -> dict[str, Any]:
-    if choice in _MODES:
-        return {"mode": _MODES[choice]}
-    return {"mode": "ANY", "allowedFunctionNames": [choice]}
-
-
-def _user_parts(message: UserMessage | SystemMessage) -> list[Any]:
-    attached = message.attachments if isinstance(message, UserMessage) else ()
-    parts: list[Any] = [_inline(each) for each in attached]
-    if message.content or not parts:
-        parts.append({"text": message.content})
-    return parts
-
-
 def _inline(attached: Image | Document) -> dict[str, Any]:
-    return {"inlineData": {"mimeType": attached.media_type, "data": base64.b64encode(attached.data).decode()}}
+    return {"inlineData": {"mimeType": attached.media_type, "data": base64_text(attached)}}
 
 
 def _signed(part: dict[str, Any], signature: str | None) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _signed(part: dict[str, Any], signature: str | None) -> dict[str, Any]:
 
 def _with_id(id: str) -> dict[str, Any]:
     """The id is sent if the server, or another provider, gave it; not if it was made up here, for a call that had none."""
-    return {} if _MADE_ID.fullmatch(id) else {"id": id}
+    return {} if is_made_id(id) else {"id": id}
 
 
 def _named(name: str) -> str:
@@ -239,9 +239,8 @@ def _named(name: str) -> str:
 
 def _text_of(part: Opaque) -> str | None:
     """The text in a part that was kept whole, empty if it is of another kind; None if it is no part."""
-    if not _is_object(part.data):
-        return None
-    return string(object_(msgspec.json.decode(part.data)).get("text"))
+    data = object_in(part.data)
+    return None if data is None else string(data.get("text"))
 
 
 def _stands_for(part: object, text: str) -> bool:
@@ -250,10 +249,3 @@ def _stands_for(part: object, text: str) -> bool:
 
 def _splits_results(messages: tuple[Message, ...], at: int) -> bool:
     return at > 0 and isinstance(messages[at], ToolMessage) and isinstance(messages[at - 1], ToolMessage)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return type(msgspec.json.decode(text)) is dict
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False

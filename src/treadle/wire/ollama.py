@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +11,17 @@ import msgspec
 from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, ModelNotFound, StreamTruncated, Unsupported
-from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
 from treadle.wire.codec import bearer
+from treadle.wire.decoder import ReplyDecoder
 from treadle.wire.fold import ReplyFold
 from treadle.wire.ollama_requests import OllamaEncoder
+from treadle.wire.parts import call_id_prefix
 from treadle.wire.sse import MAX_FRAME_BYTES
 from treadle.wire.stream import MAX_BODY_BYTES, excerpt
-from treadle.wire.untyped import count, string
+from treadle.wire.untyped import count, mended, string
 
 __all__ = ["FINISH", "OllamaCodec", "OllamaDecoder", "OllamaEncoder"]
 
@@ -63,7 +63,7 @@ class _Line(Struct, gc=False):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-class OllamaDecoder:
+class OllamaDecoder(ReplyDecoder[ReplyFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
     - `StreamTruncated`: no line said `done`.
@@ -74,66 +74,38 @@ class OllamaDecoder:
     """
 
     def __init__(self, request: ModelRequest) -> None:
-        self.progress = 0
-        self.finished = False
-        self.done = False
-        self.error: ModelError | None = None
-        prefix = f"call_{request.run_id[:8]}_{request.turn}_"
-        self._fold = ReplyFold(turn=request.turn, attempt=request.attempt, call_id_prefix=prefix)
+        super().__init__(ReplyFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request)))
         self._tail: list[bytes] = []  # pieces of the unfinished last line
         self._tail_size = 0
         self._received = 0
         self._begun = False
         self._answers = 0  # lines that are of a chat
         self._calls = 0
-        self._finish_said: str | None = None
         self._usage = Usage()
         self._model: str | None = None
 
-    @property
-    def began(self) -> bool:
-        return not self._fold.empty or self.finished
-
-    def feed(self, data: bytes) -> list[Delta]:
-        if self.done:
-            return []
-        try:
-            self._feed(data)
-        except ModelError as error:
-            self._fail(error)
-        return self._fold.take()
-
-    def close(self, *, clean: bool = True) -> list[Delta]:
-        if not self.done:
-            try:
-                with contextlib.suppress(BadStream):  # the last line was cut: a missing `done` says so
-                    self._line(b"".join(self._tail))
-            except ModelError as error:
-                self._fail(error)
+    def _flush(self) -> None:
         self._fold.flush()
-        if self.error is None and not self.finished:
-            if self._begun and not self._answers and not self._tail:
-                self.error = BadStream("the server answered with JSON that is no chat", hint=_HINT)
-            else:
-                what = "after nothing at all" if self._fold.empty else "after its answer began"
-                self.error = StreamTruncated(f"the stream ended {what}, without a line that says `done`")
-        return self._fold.take()
+
+    def _close(self, clean: bool) -> None:
+        with contextlib.suppress(BadStream):  # the last line was cut: a missing `done` says so
+            self._line(b"".join(self._tail))
+
+    def _judge(self) -> None:
+        if self.finished:
+            return
+        if self._begun and not self._answers and not self._tail:
+            raise BadStream("the server answered with JSON that is no chat", hint=_HINT)
+        raise StreamTruncated(f"the stream ended {self._where}, without a line that says `done`")
 
     @property
     def reply(self) -> Reply:
         finish: Finish | None = None
         if self.finished:
-            finish = FINISH.get(self._finish_said or "", "unknown")
+            finish = FINISH.get(self._said or "", "unknown")
             if finish == "end" and self._fold.has_calls:  # the format has no reason of its own for calls
                 finish = "tool_use"
-        return Reply(
-            message=self._fold.message(), finish=finish, finish_said=self._finish_said, usage=self._usage, model=self._model
-        )
-
-    def _fail(self, error: ModelError) -> None:
-        self.error = error
-        self.done = True
-        self.finished = False
+        return Reply(message=self._fold.message(), finish=finish, finish_said=self._said, usage=self._usage, model=self._model)
 
     def _feed(self, data: bytes) -> None:
         self._received += len(data)
@@ -178,8 +150,8 @@ class OllamaDecoder:
             line = _decode_line(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             try:
-                line = _decode_line(_mended(data))
-            except (ValueError, RecursionError, msgspec.MsgspecError):
+                line = _decode_line(mended(data) or b"")
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 raise BadStream("a line of the stream is no piece of a chat", hint=_HINT, server_said=excerpt(data)) from None
         if line.error:
             said = line.status_code
@@ -192,7 +164,7 @@ class OllamaDecoder:
         if line.message is not None:
             self._message(line.message)
         if line.done is True:
-            self._finish_said = string(line.done_reason)[:100] or "done"
+            self._said = string(line.done_reason)[:100] or "done"
             self._usage = Usage(input_tokens=count(line.prompt_eval_count), output_tokens=count(line.eval_count))
             self.finished = self.done = True
             self.progress += 1
@@ -216,16 +188,6 @@ class OllamaDecoder:
             self._fold.call(self._calls, string(call.id), name, "{}" if arguments in ("", "null") else arguments)
             self._calls += 1
             self.progress += 1
-
-
-def _mended(data: bytes) -> bytes:
-    """JSON that is not quite JSON (bytes that are no UTF-8, half a surrogate pair, NaN) with U+FFFD and null in its place.
-
-    Raises:
-        ValueError: It is no JSON at all.
-    """
-    value = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
-    return json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def _as_kind(error: ModelError) -> ModelError:
@@ -253,7 +215,7 @@ class OllamaCodec:
 
     path = "/api/chat"
     continuable = False
-    schema_support: SchemaSupport = "none"
+    schema_support: SchemaSupport = "alone"  # with tools the model calls none (reported)
 
     def __init__(self, *, num_ctx: int | None = None) -> None:
         self._num_ctx = num_ctx

@@ -14,16 +14,17 @@ import msgspec
 from msgspec import Struct
 
 from treadle.errors import BadStream, ModelError, StreamTruncated
-from treadle.values.events import Delta
 from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_response
 from treadle.wire.codec import bearer
+from treadle.wire.decoder import EventDecoder
+from treadle.wire.parts import call_id_prefix
 from treadle.wire.responses_errors import error_in_stream
-from treadle.wire.responses_items import ItemsFold, mended
+from treadle.wire.responses_items import ItemsFold
 from treadle.wire.responses_requests import LLAMACPP_RESPONSES, ResponsesDialect, ResponsesEncoder
-from treadle.wire.stream import AnswerReader, excerpt
-from treadle.wire.untyped import count, object_, string
+from treadle.wire.stream import excerpt
+from treadle.wire.untyped import count, mended, object_, string
 
 __all__ = [
     "LLAMACPP_RESPONSES",
@@ -64,53 +65,23 @@ _decode_response = msgspec.json.Decoder(_Response).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class ResponsesDecoder:
+class ResponsesDecoder(EventDecoder[ItemsFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
 
     - `StreamTruncated`: no event said that the response is completed or incomplete. `[DONE]` alone does not.
     - `BadStream`: what came is neither an event stream nor a response.
     - any `ModelError`: the response failed, or the server sent an error.
-
-    Memory is bounded by the longest frame (16 MiB), the whole stream (64 MiB) and the reply itself.
     """
 
     def __init__(self, request: ModelRequest) -> None:
-        self.progress = 0
-        self.finished = False
-        self.done = False
-        self.error: ModelError | None = None
-        self._fold = ItemsFold(
-            turn=request.turn, attempt=request.attempt, call_id_prefix=f"call_{request.run_id[:8]}_{request.turn}_"
-        )
+        super().__init__(ItemsFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request)))
         self._max_tokens = request.options.max_tokens
-        self._answer = AnswerReader()
-        self._said: str | None = None
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
 
-    @property
-    def began(self) -> bool:
-        return not self._fold.empty or self.finished
-
-    def feed(self, data: bytes) -> list[Delta]:
-        if self.done:
-            return []
-        try:
-            self._feed(data)
-        except ModelError as error:
-            self._fail(error)
-        return self._fold.take()
-
-    def close(self, *, clean: bool = True) -> list[Delta]:
-        if not self.done:
-            try:
-                self._close()
-            except ModelError as error:
-                self._fail(error)
-        if self.error is None and not self.finished:
-            what = "after its answer began" if not self._fold.empty else "after nothing at all"
-            self.error = StreamTruncated(f"the stream ended {what}, and nothing said that the response is complete")
-        return self._fold.take()
+    def _judge(self) -> None:
+        if not self.finished:
+            raise StreamTruncated(f"the stream ended {self._where}, and nothing said that the response is complete")
 
     @property
     def reply(self) -> Reply:
@@ -130,30 +101,9 @@ class ResponsesDecoder:
             return "length"
         return "tool_use" if self._fold.has_calls else "end"
 
-    def _fail(self, error: ModelError) -> None:
-        self.error = error
-        self.done = True
-        self.finished = False
-
-    def _feed(self, data: bytes) -> None:
-        for event, payload in self._answer.feed(data):
-            self._frame(event, payload)
-            if self.done:
-                return
-
-    def _close(self) -> None:
-        if (whole := self._answer.json) is not None:
-            self._whole(whole)
-        has_lines = self._answer.has_lines
-        for event, payload in self._answer.close():
-            with contextlib.suppress(BadStream):  # the last frame was cut: that nothing said the end says so
-                self._frame(event, payload)
-        if has_lines and self._answer.opening and not self._answer.frames:
-            raise BadStream("the answer is not an event stream: it holds no event at all")
-
     def _frame(self, name: str, payload: bytes) -> None:
         if payload[:6] == b"[DONE]":
-            self.done = True
+            self._end()
             return
         if not payload:
             return  # a ping
@@ -204,18 +154,10 @@ class ResponsesDecoder:
             raise error_in_stream(response.error or {"code": "server_error"})
         # vLLM says `incomplete` inside of an event `response.completed` (captured).
         reason = string(object_(response.incomplete_details).get("reason")) if status == "incomplete" else ""
-        self._said = (reason or status)[:100]
-        self.progress += 1
-        self.finished = self.done = True
+        self._stop(reason or status)
+        self.done = True
 
     def _whole(self, body: bytes) -> None:
-        body = body.lstrip(b"\xef\xbb\xbf \t\r\n")
-        try:
-            msgspec.json.decode(body, type=msgspec.Raw)
-        except RecursionError:
-            raise BadStream("the server answered with JSON that is nested too deeply") from None
-        except (msgspec.MsgspecError, UnicodeError):
-            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
         response = _read_response(body)
         status = string(response.status)
         if response.error and status != "failed":
@@ -275,10 +217,13 @@ class ResponsesCodec:
 
     path = "/responses"
     continuable = False
-    schema_support: SchemaSupport = "none"
 
     def __init__(self, dialect: ResponsesDialect | None = None) -> None:
         self._dialect = dialect or ResponsesDialect()
+
+    @property
+    def schema_support(self) -> SchemaSupport:
+        return self._dialect.schema_support
 
     def headers(self, key: str | None) -> dict[str, str]:
         return bearer(key)

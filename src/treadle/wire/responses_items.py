@@ -10,7 +10,6 @@ adds the rest, any other is passed over. The finished response adds only items t
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from typing import Any
 
@@ -20,9 +19,9 @@ from msgspec import Struct
 from treadle.errors import BadStream
 from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
 from treadle.values.messages import AssistantMessage, Opaque, Part, Text, Thinking, ToolCall
-from treadle.wire.untyped import array, object_, string
+from treadle.wire.untyped import array, mended, object_, string
 
-__all__ = ["FORMAT", "MAX_ITEMS", "ItemsFold", "WrittenItem", "mended"]
+__all__ = ["FORMAT", "MAX_ITEMS", "ItemsFold", "WrittenItem"]
 
 FORMAT = "responses"
 MAX_ITEMS = 1_000
@@ -306,19 +305,6 @@ class ItemsFold:
                 if item.raw:
                     parts.append(Opaque(FORMAT, item.raw))
         return AssistantMessage(tuple(parts))
-
-
-def mended(data: bytes) -> bytes | None:
-    """JSON that is not quite JSON: bytes that are no UTF-8, half a surrogate pair, NaN in a field that nobody reads.
-
-    What cannot be read becomes U+FFFD. None if it is no JSON at all.
-    """
-    try:
-        value = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
-        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
-        return text.decode("utf-16", "replace").encode()
-    except (ValueError, RecursionError):
-        return None
 
 
 def _read(raw: bytes) -> WrittenItem:

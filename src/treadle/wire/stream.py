@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from treadle.errors import BadStream
+import msgspec
+
+from treadle.errors import BadStream, StreamTruncated
 from treadle.wire.sse import MAX_FRAME_BYTES, Frame, SSEDecoder
 
 __all__ = ["MAX_BODY_BYTES", "AnswerReader", "excerpt"]
@@ -13,6 +16,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 _SSE_STARTS = b"deir:"  # data, event and error, id, retry, comments; blanks and a BOM are passed over before
 _OPENING_BYTES = 8
+_IS_LINE = re.compile(rb":|(data|event|error|id|retry)[:\r\n]").match
 
 
 class AnswerReader:
@@ -61,20 +65,35 @@ class AnswerReader:
             )
 
     def close(self) -> Iterator[Frame]:
-        """The last frame, if its end is missing."""
+        """The last frame, if its end is missing.
+
+        Raises:
+            BadStream: There were lines, and no frame or comment among them: this is no event stream. A stream that broke off
+                before its first event is one.
+        """
+        has_lines = self._sse.has_lines
         for frame in self._sse.close():
             self.frames += 1
             yield frame
+        if has_lines and not self.frames and self.opening and not _IS_LINE(self.opening):
+            raise BadStream("the answer is not an event stream: it holds no event at all", hint=self._hint)
 
-    @property
-    def has_lines(self) -> bool:
-        """Something of an event stream has come. Ask before `close`."""
-        return self._json is None and self._sse.has_lines
+    def whole(self) -> bytes | None:
+        """The whole answer, if it is plain JSON; None if it is a stream.
 
-    @property
-    def json(self) -> bytes | None:
-        """The whole answer, if it is plain JSON."""
-        return None if self._json is None else b"".join(self._json)
+        Raises:
+            BadStream, StreamTruncated: It is not one whole value.
+        """
+        if self._json is None:
+            return None
+        body = b"".join(self._json).strip(b" \t\r\n\xef\xbb\xbf")
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)
+        except RecursionError:
+            raise BadStream("the server answered with JSON that is nested too deeply", hint=self._hint) from None
+        except (msgspec.MsgspecError, UnicodeError):
+            raise StreamTruncated("the answer is JSON that breaks off in the middle, or more than one JSON value") from None
+        return body
 
     def _begin(self, data: bytes) -> None:
         begun = bool(self.opening)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
-__all__ = ["array", "count", "object_", "string"]
+__all__ = ["array", "count", "mended", "object_", "string"]
 
 
 def object_(value: Any) -> dict[str, Any]:
@@ -25,3 +26,17 @@ def string(value: Any) -> str:
 def count(value: Any) -> int | None:
     """The number itself if it can count something; else None, never 0."""
     return value if type(value) is int and value >= 0 else None
+
+
+def mended(data: bytes) -> bytes | None:
+    """JSON that is not quite JSON: bytes that are no UTF-8, half a surrogate pair, NaN in a field that nobody reads.
+
+    What cannot be read becomes U+FFFD, as the event-stream standard has it, and what is no number null. None if it is no JSON
+    at all.
+    """
+    try:
+        value = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
+        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        return text.decode("utf-16", "replace").encode()
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,118 @@
+"""The alarm for servers that cut a prompt to their window and say nothing.
+
+After each reply the tokens that the server says it read are held against what it was sent. What it has counted before it has to
+count again, exactly; of what is new it has to count half of a low estimate. On a run's first request there is only the estimate, and
+only a gross loss can be told.
+"""
+
+from __future__ import annotations
+
+import re
+
+from treadle.errors import PromptSilentlyTruncated
+from treadle.policy.prompt_tokens import request_tokens
+from treadle.values.messages import AssistantMessage, Message, UserMessage
+from treadle.values.request import ModelRequest
+from treadle.values.state import State
+from treadle.values.tokens import Calibration, estimate_tokens
+from treadle.values.usage import Usage
+
+__all__ = ["check_was_read"]
+
+_GROSS = 0.5  # of a low estimate: of a first request of which less was read more than half is missing, by any tokenizer
+_NEW = 0.5  # of the low estimate of what came since the last request
+_HALF = 0.5  # of the estimate of a whole prompt: a count of so much is one of the whole
+_MIN_TOKENS = 1_000  # of a first request: an estimate of less text is too rough
+_SMALLEST_WINDOW = 512  # no server cuts to less: a smaller count is of something else
+_MESSAGE_TOKENS = 5
+_SURE = 0.5  # of the calibration: below it has seen some turns
+_RUN = re.compile(r"(.)\1{3,}", re.DOTALL)
+_DATA = re.compile(r"[A-Za-z0-9+/=_-]{80,}")
+
+
+def check_was_read(usage: Usage, request: ModelRequest, state: State, calibration: Calibration) -> None:
+    """Pass if the server can have read the whole prompt.
+
+    Servers that count only what was not in their cache, and do not say how much was, are found out by their counts: a second request
+    that was read far less of than the first, and about as much as is new in it. Twice, and their counts are no longer looked at.
+
+    Args:
+        state: Before the reply.
+
+    Raises:
+        PromptSilentlyTruncated: It cannot.
+    """
+    read = usage.input_tokens
+    if read is None or read < _SMALLEST_WINDOW or calibration.counts_only_uncached:
+        return
+    last = state.last_usage
+    before = last.input_tokens if last is not None else None
+    if before is None or not state.counted_messages or (state.counted_tools and not request.tools):
+        _check_first(read, request, calibration)
+        return
+    new = request.messages[state.counted_messages - 1 :]  # the last reply, and what came after it
+    counted = request_tokens(_without(request, new))
+    # How this server counts: by its count of the last request, and by what it has taught before. What is between is open.
+    scales = sorted((calibration.prompt_factor, min(4.0, max(0.25, before / max(counted, 1.0)))))
+    scale = scales[0] if counted >= _MIN_TOKENS / 2 else min(1.0, calibration.prompt_factor)
+    expected = before - _may_go(request, new, scale) + _NEW * scale * sum(map(_low, new))
+    if read >= expected or expected < _SMALLEST_WINDOW:
+        if read >= _HALF * scale * request_tokens(request):
+            calibration.odd_counts = 0
+        return
+    least, most = (0.5, 1.6) if calibration.prompt_error < _SURE else (0.25, 3.0)
+    added = least * scale * sum(map(_low, new)) - 50, most * max(scale, scales[1]) * sum(map(_high, new)) + 50
+    if usage.cached_input_tokens is None and added[0] <= read <= added[1]:
+        # Either it counts only what was not in its cache, or its window is about as large as what is new. No server that fills its
+        # window reads less than half of what it read before; so that is the first, and the rest is left open.
+        calibration.odd_counts += read < _HALF * before
+        calibration.counts_only_uncached = calibration.odd_counts >= 2
+        return
+    raise _cut(read, before + scale * sum(map(_low, new)), exact=read < before)
+
+
+def _check_first(read: int, request: ModelRequest, calibration: Calibration) -> None:
+    low = sum(map(_low, request.messages)) + request_tokens(_without(request, request.messages))
+    expected = low * calibration.prompt_factor
+    if expected < _MIN_TOKENS or read >= expected * _GROSS:
+        return
+    raise _cut(read, expected, exact=False)
+
+
+def _cut(read: int, expected: float, *, exact: bool) -> PromptSilentlyTruncated:
+    about = "at least" if exact else "about"
+    return PromptSilentlyTruncated(
+        f"the server read {read:,} tokens of a prompt of {about} {expected:,.0f}, and did not say that it left out the rest",
+        read_tokens=read,
+        expected_tokens=round(expected),
+    )
+
+
+def _without(request: ModelRequest, messages: tuple[Message, ...]) -> ModelRequest:
+    kept = request.messages[: len(request.messages) - len(messages)]
+    return ModelRequest(messages=kept, instructions=request.instructions, tools=request.tools)
+
+
+def _may_go(request: ModelRequest, new: tuple[Message, ...], scale: float) -> float:
+    """What a chat template may leave out of what it put in before: reasoning, once the user has spoken again."""
+    if not any(isinstance(message, UserMessage) for message in new):
+        return 0.0
+    thoughts = (message.thinking for message in request.messages if isinstance(message, AssistantMessage))
+    return 2 * scale * sum(map(estimate_tokens, thoughts))
+
+
+def _text(message: Message) -> str:
+    if isinstance(message, AssistantMessage):
+        return message.text + "".join(call.name + call.arguments for call in message.calls)
+    return message.content
+
+
+def _low(message: Message) -> float:
+    """A low estimate: of runs of one character, and of long words of data, tokenizers make very little."""
+    text = _DATA.sub("", _RUN.sub(r"\1\1\1", _text(message)))
+    return estimate_tokens(text)
+
+
+def _high(message: Message) -> float:
+    thinking = message.thinking if isinstance(message, AssistantMessage) else ""
+    return estimate_tokens(_text(message) + thinking) + _MESSAGE_TOKENS
