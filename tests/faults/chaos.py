@@ -22,16 +22,24 @@ from tests.harness import ByteServer, run_virtual, settled
 from treadle import (
     Agent,
     AssistantMessage,
+    ContextPolicy,
     Ended,
     Event,
     Failed,
     HttpDriver,
     Limits,
+    Message,
     RetryPolicy,
     Run,
     RunResult,
+    Text,
     Timeouts,
+    ToolCall,
+    ToolMessage,
     TreadleError,
+    UserMessage,
+    local_summary,
+    sliding_window,
 )
 from treadle.core.state import fold
 from treadle.values.history import check_history
@@ -66,7 +74,8 @@ class Reader:
         result: None if it was never to be had.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, history: list[Message]) -> None:
+        self.history = history
         self.how = rng.choice(LEAVING)
         self.watches = self.how in ALWAYS_WATCHED or rng.random() < 0.5
         self.at_event = rng.randrange(20)
@@ -97,12 +106,12 @@ class Reader:
 
     async def _run(self, agent: Agent) -> None:
         try:
-            self.result = await agent.run("Hi", on_interrupted=self.on_interrupted)
+            self.result = await agent.run("Hi", history=self.history, on_interrupted=self.on_interrupted)
         except TreadleError as error:
             self.result = error.result
 
     async def _watch(self, agent: Agent) -> None:
-        run = agent.stream("Hi", on_interrupted=self.on_interrupted)
+        run = agent.stream("Hi", history=self.history, on_interrupted=self.on_interrupted)
         if self.how == "drops":
             await self._read(run)
             return
@@ -153,11 +162,28 @@ def limits(rng: random.Random) -> Limits:
     )
 
 
+def too_long(rng: random.Random) -> tuple[list[Message], ContextPolicy]:
+    """Every other time a conversation so far that has to be shortened, or does not fit at all; each of its texts is there once."""
+    history: list[Message] = []
+    for n in range(rng.choice([0, 0, 8, 30])):
+        words = f"in {n} " + " ".join(
+            rng.choice(["some", "words", "that", "make", "it", "long"]) for _ in range(rng.choice([20, 300]))
+        )
+        history.append(UserMessage(f"ask {words}", pinned=rng.random() < 0.05))
+        call = ToolCall(f"old_{n}", "look", "{}")
+        history += [AssistantMessage((Text(f"say {words}"), call)), ToolMessage(call.id, "look", f"saw {words * 3}")]
+    window = rng.choice([700, 2_000, 4_000, 12_000])
+    compaction = rng.choice([local_summary, sliding_window])
+    return history, ContextPolicy(window_tokens=window, keep_turns=rng.choice([1, 5]), compaction=compaction)
+
+
 async def one(seed: int) -> list[str]:
     """One run, and what was wrong with it."""
     rng = random.Random(seed)
-    world, reader, bounds = World(random.Random(f"{seed} world")), Reader(rng), limits(rng)
+    history, context = too_long(random.Random(f"{seed} context"))
+    world, reader, bounds = World(random.Random(f"{seed} world")), Reader(rng, history), limits(rng)
     script = Server(random.Random(f"{seed} server"), conversation(rng))
+    script.facts = world.facts
     policy = Policy(
         attempts=rng.choice([1, 3, 4, 4]),
         run_budget=rng.choice([1, 10, 10]),
@@ -174,6 +200,7 @@ async def one(seed: int) -> list[str]:
             retry=policy,
             journal=world,
             approvals=world.decide,
+            context=context,
         )
         try:
             await reader.use(agent)

@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_its_examples_run(llamacpp: LlamaServer) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     where = urlsplit(llamacpp.base_url)
     environment = {**os.environ, "LLAMA_ARG_HOST": str(where.hostname), "LLAMA_ARG_PORT": str(where.port)}
     # The model is greedy here so that the test is exact; a user's server decides for itself.
@@ -48,6 +48,11 @@ def test_the_examples_of_the_page_about_tools_are_sound(monkeypatch: pytest.Monk
     waiting = asyncio.run(_asked(agent))
     (pending,) = waiting.pending
     assert (pending.name, pending.asks) == ("ask_user", "question")
+
+
+def test_the_example_of_the_page_about_context_is_sound() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "context.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {})
 
 
 async def _asked(agent: Agent) -> RunResult:

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from treadle.errors import ContextFloorExceedsWindow, ContextOverflow, ModelError, UsageError
 from treadle.policy.compaction import Compaction, Room, local_summary, sliding_window
-from treadle.policy.prompt_tokens import message_tokens, request_tokens, tools_tokens
+from treadle.policy.prompt_tokens import message_tokens, tools_tokens
 from treadle.policy.pruning import pays, prunable
 from treadle.policy.truncation import check_was_read
 from treadle.values.events import Compacted, ContextPlanned, Fact, Pruned
@@ -42,7 +42,7 @@ _SMALL_TOKENS = 1_500
 
 _INFO_S = 5.0
 _NEARLY = 0.95  # of the window: beyond it a step is taken however little it brings
-_WORTH = 0.05  # of the window: what a summary has to bring, for it moves the prefix
+_WORTH = 0.15  # of the window: what a summary has to bring that does not come down to the aim, for it moves the prefix
 _PRUNE_FROM = 0.25  # of the window: below it old results cost too little to be looked at
 _SUMMARY = 0.1  # of the window
 _SHORTER = 0.8  # of what it stands for: a longer summary is not worth its place
@@ -107,6 +107,8 @@ class Context:
         self._refusal: ContextOverflow | None = None
         self._counted = (-1, 0, 0.0)  # revision, how many messages, their tokens
         self._tools: tuple[tuple[ToolSpec, ...], float] = ((), 0.0)
+        self._last_tools: tuple[ToolSpec, ...] | None = None  # of the last request that was answered
+        self._estimated = 0.0  # tokens of the request under way, not calibrated
 
     async def before(self, state: State, request: ModelRequest, driver: int) -> list[Fact]:
         """What has to happen before this request can be made; nothing, if it can be.
@@ -128,7 +130,7 @@ class Context:
         target = min(trigger, window.tokens * self._policy.compact_to)
         refused = state.overflowed and self._refused_at == state.revision  # as it is now
         emergency = state.overflowed and self._refused_at >= 0
-        sizes = _Sizes(total, window.tokens, target if refused else trigger, target, emergency=emergency)
+        sizes = _Sizes(total, window.tokens, target if emergency else trigger, target, emergency=emergency)
         fact = await self._shorter(state, request, driver, sizes, factor)
         if fact is None and refused and not window.is_known and self._refusal is not None:
             raise self._refusal  # of a size that nobody knows
@@ -159,9 +161,11 @@ class Context:
             PromptSilentlyTruncated: It cannot have read the whole prompt.
         """
         calibration = self._drivers[driver].calibration
-        check_was_read(usage, request, state, calibration)
-        if usage.input_tokens is not None and not (calibration.counts_only_uncached or calibration.odd_counts):
-            calibration.learn_prompt(request_tokens(request), usage.input_tokens)
+        goes_on, self._last_tools = self._last_tools is request.tools, request.tools
+        check_was_read(usage, request, state, calibration, estimated=self._estimated, goes_on=goes_on)
+        self._factors.pop(driver, None)
+        if not (calibration.counts_only_uncached or calibration.odd_counts):
+            calibration.learn_prompt(self._estimated, usage.input_tokens)
 
     async def _plan(self, driver: Driver, index: int, *, turn: int) -> ContextPlanned:
         tokens, source, warning = self._policy.window_tokens, "setting", None
@@ -253,7 +257,7 @@ class Context:
         if sizes.is_tight or sizes.emergency:
             if not best:  # there is no room even for a summary
                 best, compaction = droppable(state.closed, 1), sliding_window
-        elif sizes.total - after < sizes.window * _WORTH:
+        elif after > sizes.target and sizes.total - after < sizes.window * _WORTH:
             return None
         if not best:
             return None
@@ -289,7 +293,8 @@ class Context:
         self._counted = (state.revision, len(state.closed), tokens)
         if self._tools[0] is not request.tools:
             self._tools = (request.tools, tools_tokens(request.tools))
-        whole = (tokens + estimate_tokens(request.instructions or "") + self._tools[1]) * factor
+        self._estimated = tokens + estimate_tokens(request.instructions or "") + self._tools[1]
+        whole = self._estimated * factor
         last = state.last_usage
         if last is None or last.input_tokens is None or last.output_tokens is None or estimated:
             return whole

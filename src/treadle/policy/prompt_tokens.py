@@ -5,20 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from treadle.values.messages import AssistantMessage, Document, Image, Message, Text, Thinking, ToolCall, ToolMessage, UserMessage
-from treadle.values.request import ModelRequest, ToolSpec
+from treadle.values.request import ToolSpec
 from treadle.values.tokens import estimate_tokens
 
-__all__ = ["message_tokens", "request_tokens", "tools_tokens"]
+__all__ = ["message_tokens", "tools_tokens"]
 
 _IMAGE_TOKENS = 1_000  # Anthropic: width x height / 750, at most about 1,600; OpenAI: 85 to 1,445 (their documentation, 2026-11)
 _DOCUMENT_BYTES_PER_TOKEN = 40
 _MESSAGE_TOKENS = 5  # role and marks of the template, and of each call
-
-
-def request_tokens(request: ModelRequest) -> float:
-    """About how many tokens the whole request has."""
-    fixed = estimate_tokens(request.instructions or "") + tools_tokens(request.tools)
-    return fixed + sum(message_tokens(message) for message in request.messages)
 
 
 def tools_tokens(tools: tuple[ToolSpec, ...]) -> float:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 
 from treadle.errors import PromptSilentlyTruncated
-from treadle.policy.prompt_tokens import request_tokens
-from treadle.values.messages import AssistantMessage, Message, UserMessage
+from treadle.values.messages import AssistantMessage, Message, ToolMessage, UserMessage
 from treadle.values.request import ModelRequest
 from treadle.values.state import State
 from treadle.values.tokens import Calibration, estimate_tokens
@@ -30,14 +29,18 @@ _RUN = re.compile(r"(.)\1{3,}", re.DOTALL)
 _DATA = re.compile(r"[A-Za-z0-9+/=_-]{80,}")
 
 
-def check_was_read(usage: Usage, request: ModelRequest, state: State, calibration: Calibration) -> None:
-    """Pass if the server can have read the whole prompt.
+def check_was_read(
+    usage: Usage, request: ModelRequest, state: State, calibration: Calibration, *, estimated: float, goes_on: bool
+) -> None:
+    """Pass if the server can have read the whole prompt. Costs what is new in it, unless something looks wrong.
 
     Servers that count only what was not in their cache, and do not say how much was, are found out by their counts: a second request
     that was read far less of than the first, and about as much as is new in it. Twice, and their counts are no longer looked at.
 
     Args:
         state: Before the reply.
+        estimated: Tokens of the whole request, not calibrated.
+        goes_on: The last request to this server is a beginning of this one, with the same tools.
 
     Raises:
         PromptSilentlyTruncated: It cannot.
@@ -45,38 +48,47 @@ def check_was_read(usage: Usage, request: ModelRequest, state: State, calibratio
     read = usage.input_tokens
     if read is None or read < _SMALLEST_WINDOW or calibration.counts_only_uncached:
         return
-    last = state.last_usage
-    before = last.input_tokens if last is not None else None
-    if before is None or not state.counted_messages or (state.counted_tools and not request.tools):
-        _check_first(read, request, calibration)
+    before = state.last_usage.input_tokens if state.last_usage is not None and goes_on else None
+    if before is None:
+        _check_first(read, request, calibration, estimated)
         return
     new = request.messages[state.counted_messages - 1 :]  # the last reply, and what came after it
-    counted = request_tokens(_without(request, new))
+    added = sum(map(_high, new))
+    counted = max(estimated - added, 1.0)
     # How this server counts: by its count of the last request, and by what it has taught before. What is between is open.
-    scales = sorted((calibration.prompt_factor, min(4.0, max(0.25, before / max(counted, 1.0)))))
+    scales = sorted((calibration.prompt_factor, min(4.0, max(0.25, before / counted))))
     scale = scales[0] if counted >= _MIN_TOKENS / 2 else min(1.0, calibration.prompt_factor)
-    expected = before - _may_go(request, new, scale) + _NEW * scale * sum(map(_low, new))
+    if read >= _HALF * scale * estimated:
+        calibration.odd_counts = 0
+    if read >= before + _NEW * scale * added:
+        return
+    low = sum(map(_low, new))
+    expected = before - _may_go(request, new, scale) + _NEW * scale * low
     if read >= expected or expected < _SMALLEST_WINDOW:
-        if read >= _HALF * scale * request_tokens(request):
-            calibration.odd_counts = 0
         return
     least, most = (0.5, 1.6) if calibration.prompt_error < _SURE else (0.25, 3.0)
-    added = least * scale * sum(map(_low, new)) - 50, most * max(scale, scales[1]) * sum(map(_high, new)) + 50
-    if usage.cached_input_tokens is None and added[0] <= read <= added[1]:
+    is_about_the_new = least * scale * low - 50 <= read <= most * max(scale, scales[1]) * added + 50
+    if usage.cached_input_tokens is None and is_about_the_new:
         # Either it counts only what was not in its cache, or its window is about as large as what is new. No server that fills its
         # window reads less than half of what it read before; so that is the first, and the rest is left open.
         calibration.odd_counts += read < _HALF * before
         calibration.counts_only_uncached = calibration.odd_counts >= 2
         return
-    raise _cut(read, before + scale * sum(map(_low, new)), exact=read < before)
+    raise _cut(read, before + scale * low, exact=read < before)
 
 
-def _check_first(read: int, request: ModelRequest, calibration: Calibration) -> None:
-    low = sum(map(_low, request.messages)) + request_tokens(_without(request, request.messages))
-    expected = low * calibration.prompt_factor
-    if expected < _MIN_TOKENS or read >= expected * _GROSS:
+def _check_first(read: int, request: ModelRequest, calibration: Calibration, estimated: float) -> None:
+    if read >= _GROSS * estimated * calibration.prompt_factor:
         return
-    raise _cut(read, expected, exact=False)
+    surplus = sum(map(_high, request.messages)) - sum(map(_low, request.messages))
+    attached = sum(
+        len(m.attachments if isinstance(m, UserMessage) else m.images)
+        for m in request.messages
+        if isinstance(m, UserMessage | ToolMessage)
+    )
+    expected = (estimated - surplus) * calibration.prompt_factor
+    if expected >= _MIN_TOKENS and read < expected * _GROSS and not attached:  # nobody knows what a picture costs
+        raise _cut(read, expected, exact=False)
 
 
 def _cut(read: int, expected: float, *, exact: bool) -> PromptSilentlyTruncated:
@@ -86,11 +98,6 @@ def _cut(read: int, expected: float, *, exact: bool) -> PromptSilentlyTruncated:
         read_tokens=read,
         expected_tokens=round(expected),
     )
-
-
-def _without(request: ModelRequest, messages: tuple[Message, ...]) -> ModelRequest:
-    kept = request.messages[: len(request.messages) - len(messages)]
-    return ModelRequest(messages=kept, instructions=request.instructions, tools=request.tools)
 
 
 def _may_go(request: ModelRequest, new: tuple[Message, ...], scale: float) -> float:

@@ -100,7 +100,7 @@ class State(Struct, frozen=True, kw_only=True):
         originals: Messages that compaction took out of the conversation, in order.
         revision: Grows when something of `closed` is taken out or changed; else it only gets longer.
         last_usage: Of the last reply, from the present model; None if the conversation was changed since. `counted_messages`: how
-            many messages of `closed` that request and reply were. `counted_tools`: it had tools.
+            many messages of `closed` that request and reply were.
         is_cold: The server's cache is likely to have nothing of the conversation.
         overflowed: The request of the turn under way was refused as too long, and shortened for that.
         attempt: Attempts at the turn under way that failed; `attempts_on_driver` those on the present model.
@@ -129,7 +129,6 @@ class State(Struct, frozen=True, kw_only=True):
     revision: int = 0
     last_usage: Usage | None = None
     counted_messages: int = 0
-    counted_tools: bool = False
     is_cold: bool = False
     overflowed: bool = False
     output_asks: int = 0
