@@ -29,12 +29,14 @@ class Room(Struct, frozen=True, kw_only=True):
         driver: The run's model.
         max_chars: How long the summary may be; what is longer is cut.
         input_tokens: How much of the messages the run's model can read at once.
+        window_tokens: The window that the run's requests name (`ModelRequest.window_tokens`).
         timeouts: Deadlines of a model call.
     """
 
     driver: Driver
     max_chars: int
     input_tokens: int
+    window_tokens: int | None = None
     timeouts: Timeouts = Timeouts()
 
 
@@ -125,8 +127,14 @@ class ModelSummary:
         driver = self._driver or room.driver
         transcript = "\n\n".join(_transcript(dropped))
         prompt = _ASK.format(words=room.max_chars // 8, conversation=shortened(transcript, room.input_tokens * 3))
-        # The text alone, so nothing is asked of the server that it may not know.
-        request = ModelRequest(messages=(UserMessage(prompt, origin="run"),), timeouts=room.timeouts, options=Options())
+        # The text alone, so nothing is asked of the server that it may not know; and the run's window, for Ollama loads a model anew
+        # when a request names another one, or none.
+        request = ModelRequest(
+            messages=(UserMessage(prompt, origin="run"),),
+            timeouts=room.timeouts,
+            options=Options(),
+            window_tokens=room.window_tokens if driver is room.driver else None,
+        )
         text, usage, output, reasoning = "", None, 0.0, 0.0
         try:
             async with asyncio.timeout(self._max_s), driver.connect() as connection, connection.open(request) as stream:

@@ -102,13 +102,20 @@ class Context:
         self._limits = limits
         self._can_read_results = can_read_results
         self._windows: dict[int, _Window] = {}
+        self._asked_for: dict[int, int] = {}
         self._factors: dict[int, float] = {}
         self._refused_at = -1  # a revision
         self._refusal: ContextOverflow | None = None
         self._counted = (-1, 0, 0.0)  # revision, how many messages, their tokens
+        self._long: tuple[int, int, list[int]] = (-1, 0, [])  # revision, how many messages, which of them are long results
         self._tools: tuple[tuple[ToolSpec, ...], float] = ((), 0.0)
         self._last_tools: tuple[ToolSpec, ...] | None = None  # of the last request that was answered
         self._estimated = 0.0  # tokens of the request under way, not calibrated
+
+    def window_tokens(self, driver: int) -> int | None:
+        """What a server that can be told is asked for: the setting, or what was planned with. It stays the same, for Ollama loads a
+        model anew when it changes."""
+        return self._policy.window_tokens or self._asked_for.get(driver)
 
     async def before(self, state: State, request: ModelRequest, driver: int) -> list[Fact]:
         """What has to happen before this request can be made; nothing, if it can be.
@@ -169,37 +176,54 @@ class Context:
 
     async def _plan(self, driver: Driver, index: int, *, turn: int) -> ContextPlanned:
         tokens, source, warning = self._policy.window_tokens, "setting", None
+        unknown = self._policy.unknown_window_tokens
         if tokens is None:
             try:
                 async with asyncio.timeout(_INFO_S):
                     info = await driver.info()
                 tokens, source = info.window_tokens, info.window_source or "the server"
+                at_most = info.max_window_tokens or unknown
+                if info.window_on_request and (tokens or 0) < min(unknown, at_most):
+                    tokens, source = min(unknown, at_most), "num_ctx, set by treadle"
             except (ModelError, TimeoutError):
                 tokens = None  # a server that cannot be asked will say so itself
-        self._windows[index] = _Window(tokens or self._policy.unknown_window_tokens, is_known=tokens is not None)
+        self._windows[index] = _Window(tokens or unknown, is_known=tokens is not None)
         if tokens is None:
-            tokens, source = self._policy.unknown_window_tokens, "default"
+            tokens, source = unknown, "default"
             warning = (
                 f"Nobody says how large the window of {driver.model} is, so {tokens:,} tokens are assumed. "
-                "Set it: Agent(..., context=ContextPolicy(window_tokens=...))."
+                "Set it: Agent(..., context=ContextPolicy(window_tokens=...)), or --window TOKENS."
             )
+        self._asked_for[index] = tokens
         return ContextPlanned(turn=turn, model=driver.model, window_tokens=tokens, source=source, warning=warning)
 
     async def _shorter(
         self, state: State, request: ModelRequest, driver: int, sizes: _Sizes, factor: float
     ) -> Pruned | Compacted | None:
         messages, policy = state.closed, self._policy
-        old = prunable(messages, before=_recent(messages, policy.keep_turns), over_chars=policy.prune_over_chars)
+        if not sizes.is_over and sizes.total < sizes.window * min(_PRUNE_FROM, policy.prune_at):
+            return None
+        recent = _recent(messages, policy.keep_turns)
+        old = tuple(index for index in self._long_results(state) if index < recent)
         if old and (sizes.is_over or self._prune_early(state, request, old, sizes, factor)):
             return self._pruned(state, request, old, sizes, factor)
         if not sizes.is_over:
             return None
         if (fact := await self._compacted(state, request, driver, sizes, factor)) is not None:
             return fact
-        long = prunable(messages, before=len(messages), over_chars=policy.prune_to_chars + 100)
+        long = prunable(messages, over_chars=policy.prune_to_chars + 100)
         if long and (sizes.is_tight or sizes.emergency):
             return self._pruned(state, request, long, sizes, factor)
         return None
+
+    def _long_results(self, state: State) -> list[int]:
+        """Places of the results that pruning would cut, each message looked at once."""
+        revision, known, found = self._long
+        if revision != state.revision:
+            known, found = 0, []
+        found += prunable(state.closed, since=known, over_chars=self._policy.prune_over_chars)
+        self._long = (state.revision, len(state.closed), found)
+        return found
 
     def _prune_early(self, state: State, request: ModelRequest, old: tuple[int, ...], sizes: _Sizes, factor: float) -> bool:
         if self._policy.prune == "at_threshold":
@@ -251,6 +275,7 @@ class Context:
             driver=self._drivers[driver],
             max_chars=int(room_tokens * _CHARS_PER_TOKEN / factor),
             input_tokens=int(sizes.window * 0.6),
+            window_tokens=self.window_tokens(driver),
             timeouts=self._limits.timeouts,
         )
         compaction = self._policy.compaction

@@ -17,12 +17,12 @@ CACHED_PRICE = 0.1
 local server spends next to nothing on it."""
 
 
-def prunable(messages: Sequence[Message], *, before: int, over_chars: int) -> tuple[int, ...]:
-    """Places of results that are long and older than the message `before`. Errors stay as they are."""
+def prunable(messages: Sequence[Message], *, over_chars: int, since: int = 0) -> tuple[int, ...]:
+    """Places of results that are long, from the message `since` on. Errors stay as they are."""
     return tuple(
         index
-        for index, message in enumerate(messages[:before])
-        if isinstance(message, ToolMessage) and len(message.content) > over_chars and not message.is_error
+        for index in range(since, len(messages))
+        if isinstance(message := messages[index], ToolMessage) and len(message.content) > over_chars and not message.is_error
     )
 
 

@@ -42,6 +42,7 @@ _PRIOR_WEIGHT = 0.3  # of a factor of 1: less than a quarter of what one full tu
 _PRIOR_ERROR = 0.5
 _PRIOR_ERROR_WEIGHT = 0.5  # a tenth of what five full turns weigh with it
 _LEAST_BAND = 0.25
+_OFTEN = 8  # turns after which a factor is worked out anew only every so many
 
 
 def estimate_tokens(text: str) -> float:
@@ -132,6 +133,7 @@ class _Ratios:
         self.factor = 1.0
         self.error = _PRIOR_ERROR
         self._turns: deque[tuple[float, float]] = deque(maxlen=_TURNS)
+        self._added = 0
 
     @property
     def weight(self) -> float:
@@ -140,6 +142,9 @@ class _Ratios:
     def add(self, estimated: float, reported: int) -> None:
         ratio = reported / max(estimated, reported / 16)  # one beyond 16 is no tokenizer's
         self._turns.append((ratio, min(1.0, estimated / _FULL_TURN)))
+        self._added += 1
+        if self._added > _OFTEN and self._added % _OFTEN:
+            return  # it changes little by then, and sorting takes as long as reading some tokens
         self.factor = min(4.0, max(0.25, round(_middle_mean([*self._turns, (1.0, _PRIOR_WEIGHT)]), 6)))
         errors = [(abs(ratio / self.factor - 1), weight) for ratio, weight in self._turns]
         self.error = _quantile([*errors, (_PRIOR_ERROR, _PRIOR_ERROR_WEIGHT)], 0.9)
