@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 
-from benchmarks import floor, server
+from benchmarks import encoding, floor, server
 from treadle import Agent, HttpDriver, Limits, tool
 from treadle.wire.chat import ChatCodec
 
@@ -194,7 +194,19 @@ def imports(base: str) -> None:
     row("memory after the same imports", "MiB", *memory)
 
 
-ALL = {"burst": burst, "drip": drip, "turns": turns, "parallel": parallel, "many": many, "imports": imports}
+def encodings(base: str) -> None:
+    encoding.main()
+
+
+ALL = {
+    "burst": burst,
+    "drip": drip,
+    "turns": turns,
+    "parallel": parallel,
+    "many": many,
+    "imports": imports,
+    "encoding": encodings,
+}
 
 
 def main() -> None:

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from treadle.values.events import Fact as Fact
     from treadle.values.events import Failed as Failed
     from treadle.values.events import Omitted as Omitted
+    from treadle.values.events import PrefixMoved as PrefixMoved
     from treadle.values.events import Prompted as Prompted
     from treadle.values.events import Pruned as Pruned
     from treadle.values.events import Repaired as Repaired
@@ -140,6 +141,8 @@ if TYPE_CHECKING:
     from treadle.values.toolcalls import deny as deny
     from treadle.values.toolcalls import edit as edit
     from treadle.values.toolcalls import say as say
+    from treadle.values.usage import CacheBreak as CacheBreak
+    from treadle.values.usage import CacheUse as CacheUse
     from treadle.values.usage import Usage as Usage
 
 _EXPORTS = {
@@ -235,6 +238,7 @@ _EXPORTS = {
         "Fact",
         "Failed",
         "Omitted",
+        "PrefixMoved",
         "Prompted",
         "Pruned",
         "Repaired",
@@ -302,7 +306,7 @@ _EXPORTS = {
         "edit",
         "say",
     ),
-    "treadle.values.usage": ("Usage",),
+    "treadle.values.usage": ("CacheBreak", "CacheUse", "Usage"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -331,7 +331,7 @@ class PromptSilentlyTruncated(ModelError):
 
     default_hint = (
         "Serve the model with a larger context (Ollama: OLLAMA_CONTEXT_LENGTH or num_ctx; LM Studio: the model's context length), "
-        "or set ContextPolicy(window_tokens=...) to what it has, so that conversations are shortened in time."
+        "or set ContextPolicy(window_tokens=...), --window TOKENS, to what it has, so that conversations are shortened in time."
     )
 
     def __init__(self, message: str, *, read_tokens: int = 0, expected_tokens: int = 0, **settings: Any) -> None:

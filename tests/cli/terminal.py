@@ -120,7 +120,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*turns: Exchange | str | tuple[str, dict[str, Any]] | list[tuple[str, dict[str, Any]]]) -> Generator[Server]:
+def serving(
+    *turns: Exchange | str | tuple[str, dict[str, Any]] | list[tuple[str, dict[str, Any]]], check_prefix: bool = True
+) -> Generator[Server]:
     """Serve these turns: a text, a call or several, or an exchange."""
     exchanges = [_exchange(turn) for turn in turns]
     loop = asyncio.new_event_loop()
@@ -128,7 +130,7 @@ def serving(*turns: Exchange | str | tuple[str, dict[str, Any]] | list[tuple[str
     ready, over = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with ByteServer(exchanges, check_prefix=True) as server:
+        async with ByteServer(exchanges, check_prefix=check_prefix) as server:
             begun.append(server)
             ready.set()
             await over.wait()

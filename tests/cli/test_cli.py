@@ -152,6 +152,7 @@ def test_help_teaches(here: Path) -> None:
     assert "treadle demo" in treadle("--help", cwd=here).stdout
     said = treadle("run", "--help", cwd=here).stdout
     assert "130" in said and "ollama/qwen3:8b" in said
+    assert "--window TOKENS" in said and "--compaction [local|model|window]" in said
 
 
 def test_without_the_extra_it_says_how_to_install_it(here: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from treadle import (
+    Compacted,
+    ContextPlanned,
     Ended,
     Event,
+    Omitted,
+    Pruned,
     Replied,
     Resumed,
     TextDelta,
@@ -18,6 +23,7 @@ from treadle import (
     ToolMessage,
     ToolStarted,
     Usage,
+    UserMessage,
 )
 from treadle.cli.render import Plain, Terminal
 from treadle.values.events import ErrorRecord, ToolProgress, ToolRetried
@@ -130,3 +136,47 @@ class TestPlain:
 
     def test_stopped(self) -> None:
         assert '! look(what="x"): stopped\n' in noted(STARTED, Ended(stop_reason="cancelled"))
+
+
+WARNING = "Nobody says how large the window of m is, so 32,768 tokens are assumed. Set it: --window TOKENS."
+UNKNOWN = ContextPlanned(turn=1, model="m", window_tokens=32_768, source="default", warning=WARNING)
+PRUNED = Pruned(turn=3, results=(2, 4), to_chars=500, tokens_before=9_000, tokens_after=6_500, rewritten_tokens=4_000)
+COMPACTED = Compacted(
+    turn=4,
+    dropped=(1, 2, 3),
+    summary=UserMessage("s", origin="summary"),
+    how="local_summary",
+    tokens_before=12_345,
+    tokens_after=5_000,
+)
+
+
+@pytest.mark.parametrize("draw", [drawn, noted])
+def test_a_window_that_nobody_knows_is_warned_of_once(draw: Callable[..., str]) -> None:
+    said = draw(UNKNOWN, Ended(stop_reason="waiting_approval"), Resumed(), UNKNOWN, Ended(stop_reason="end"))
+    assert said.replace("\n", " ").count("! Nobody says how large the window of m is") == 1
+    assert "--window TOKENS" in said
+    other = structs.replace(UNKNOWN, model="n", warning=WARNING.replace("of m", "of n"))
+    assert draw(UNKNOWN, other).count("! Nobody says") == 2, "another model has a window of its own"
+
+
+@pytest.mark.parametrize("draw", [drawn, noted])
+def test_a_known_window_is_named_with_who_said_it(draw: Callable[..., str]) -> None:
+    planned = ContextPlanned(turn=1, model="llamacpp/m", window_tokens=8_192, source="GET /props n_ctx")
+    refused = structs.replace(planned, window_tokens=4_096, source="the server's refusal")
+    said = draw(planned, planned, refused)
+    assert said.count("the window of llamacpp/m is 8,192 tokens (GET /props n_ctx)\n") == 1
+    assert "the window of llamacpp/m is 4,096 tokens (the server's refusal)\n" in said
+
+
+@pytest.mark.parametrize(("draw", "mark"), [(drawn, "↻"), (noted, "~")])
+def test_what_becomes_of_the_conversation_is_one_line_each(draw: Callable[..., str], mark: str) -> None:
+    emptied = structs.replace(COMPACTED, dropped=(1,), summary=None, how="sliding_window", emergency=True)
+    omitted = Omitted(turn=1, model="m", what="images", why="No place for them.")
+    assert draw(PRUNED, COMPACTED, emptied, omitted) == (
+        f"{mark} conversation shortened: 2 results cut to 500 characters, about 9,000 → 6,500 tokens\n"
+        f"{mark} conversation shortened: 3 messages summed up (local_summary), about 12,345 → 5,000 tokens\n"
+        f"{mark} conversation refused by the server as too long, so shortened: 1 message left out (sliding_window), about 12,345 → 5,000 "
+        "tokens\n"
+        f"{mark} not sent: images; No place for them.\n"
+    )

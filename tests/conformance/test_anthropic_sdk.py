@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.conformance.chat_captures import body, is_stream, status
 from tests.conformance.test_anthropic_captures import cases
@@ -29,7 +30,7 @@ from treadle.values.messages import (
 )
 from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.anthropic import AnthropicCodec
-from treadle.wire.anthropic_requests import ANTHROPIC_API
+from treadle.wire.anthropic_requests import ANTHROPIC_API, AnthropicDialect
 from treadle.wire.schemas import closed
 
 anthropic = pytest.importorskip("anthropic")
@@ -138,7 +139,7 @@ def test_the_same_conversation_is_the_same_request(recorder: Recorder, client: A
                         "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="},
                         "title": "a.pdf",
                     },
-                    {"type": "text", "text": "Weather?", "cache_control": CACHE},
+                    {"type": "text", "text": "Weather?"},
                 ],
             },
             {
@@ -161,7 +162,7 @@ def test_the_same_conversation_is_the_same_request(recorder: Recorder, client: A
             },
         ],
     )
-    codec = AnthropicCodec()
+    codec = AnthropicCodec(AnthropicDialect(cache=True))
     assert recorder.requests == [("/v1" + codec.path, json.loads(codec.encoder("m").encode(request)))]
 
 
@@ -176,7 +177,7 @@ def test_the_same_form_of_an_answer_is_the_same_request(recorder: Recorder, clie
         output_config={"effort": "low", "format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}},
         messages=[{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": CACHE}]}],
     )
-    codec = AnthropicCodec(ANTHROPIC_API)
+    codec = AnthropicCodec(structs.replace(ANTHROPIC_API, cache=True))
     request = ModelRequest(
         messages=(UserMessage("x"),), output=OutputSchema(name="weather", schema=schema), options=Options(reasoning="low")
     )

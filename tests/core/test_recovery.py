@@ -338,7 +338,7 @@ class TestFallback:
         assert came.text == "Fine" and asked == [1, 1] and took < 1
 
     def test_a_conversation_that_does_not_fit_the_next_model_is_not_sent_to_it(self) -> None:
-        came, _, asked, _ = self.two([DOWN, DOWN], [], window=1_000, prompt="What is this? " * 500)
+        came, _, asked, _ = self.two([DOWN, DOWN], [], window=1_000, prompt="What is this? " * 2_000)
         assert asked == [2, 0]
         assert isinstance(came, ContextFloorExceedsWindow) and "does not fit" in came.message
 

@@ -38,8 +38,9 @@ def sent_key(driver: Driver) -> str | None:
 @pytest.mark.parametrize(
     ("text", "base_url", "name"),
     [
-        ("ollama/qwen3:8b", "http://127.0.0.1:11434/v1", "ollama/qwen3:8b"),
-        ("ollama/hf.co/org/model:Q4_K_M", "http://127.0.0.1:11434/v1", "ollama/hf.co/org/model:Q4_K_M"),
+        ("ollama/qwen3:8b", "http://127.0.0.1:11434", "ollama/qwen3:8b"),
+        ("ollama/hf.co/org/model:Q4_K_M", "http://127.0.0.1:11434", "ollama/hf.co/org/model:Q4_K_M"),
+        ("chat+ollama/qwen3:8b", "http://127.0.0.1:11434/v1", "chat+ollama/qwen3:8b"),
         ("lmstudio/qwen/qwen3-4b", "http://127.0.0.1:1234/v1", "lmstudio/qwen/qwen3-4b"),
         ("vllm/Qwen/Qwen3-8B", "http://127.0.0.1:8000/v1", "vllm/Qwen/Qwen3-8B"),
         (" vllm/x ", "http://127.0.0.1:8000/v1", "vllm/x"),
@@ -140,9 +141,10 @@ def test_an_address_with_a_secret_is_refused_without_repeating_it(text: str) -> 
 def test_ollama_host_is_read_as_ollama_reads_it(monkeypatch: pytest.MonkeyPatch, value: str, base_url: str) -> None:
     monkeypatch.setenv("OLLAMA_HOST", value)
     assert addresses(PRESETS["ollama"]) == (base_url,)
-    driver = driver_for("ollama/m")
-    assert isinstance(driver, HttpDriver)
-    assert driver.base_url == base_url
+    for name, url in (("ollama/m", base_url.removesuffix("/v1")), ("chat+ollama/m", base_url)):
+        driver = driver_for(name)
+        assert isinstance(driver, HttpDriver)
+        assert driver.base_url == url
 
 
 @pytest.mark.parametrize("value", ["http://me:CANARY@box", "ftp://box", "box:99999", "a b", "/run/CANARY.sock", "[::"])
@@ -373,7 +375,9 @@ class TestFormats:
             ("ollama+http://host:9/api/chat#qwen3:8b", "http://host:9/api/chat", OllamaCodec),
             ("ollama+https://host/prefix/v1#m", "https://host/prefix/api/chat", OllamaCodec),
             ("ollama+ollama/qwen3:8b", "http://127.0.0.1:11434/api/chat", OllamaCodec),
-            ("ollama/qwen3:8b", "http://127.0.0.1:11434/v1/chat/completions", ChatCodec),
+            ("ollama/qwen3:8b", "http://127.0.0.1:11434/api/chat", OllamaCodec),
+            ("chat+ollama/qwen3:8b", "http://127.0.0.1:11434/v1/chat/completions", ChatCodec),
+            ("http://127.0.0.1:11434/v1#qwen3:8b", "http://127.0.0.1:11434/v1/chat/completions", ChatCodec),
             ("anthropic+vllm/org/m", "http://127.0.0.1:8000/v1/messages", AnthropicCodec),
             ("vllm/org/m+v2", "http://127.0.0.1:8000/v1/chat/completions", ChatCodec),
         ],

@@ -54,6 +54,7 @@ TINY = ModelInfo(
     server="llamacpp",
     window_tokens=2048,
     window_source="GET /props n_ctx",
+    max_window_tokens=2048,
     abilities=frozenset({"tools"}),
     loaded=True,
 )
@@ -74,7 +75,7 @@ OLLAMA_SHOW = {
         "model_info": {"general.architecture": "qwen3", "qwen3.context_length": 40960},
     },
     "llama3.2:latest": {
-        "parameters": "num_ctx    8192",
+        "parameters": 'stop    "<|eot_id|>"',
         "capabilities": ["completion", "tools"],
         "model_info": {"general.architecture": "llama", "llama.context_length": 131072},
     },
@@ -147,8 +148,17 @@ FIELDS = [
         "parameters",
     ),
     *("model_info", "general.architecture", "remote_host", "state", "type", "loaded_context_length"),
+    *("key", "loaded_instances", "config", "max_context_length", "trained_for_tool_use", "n_ctx_train"),
 ]
-PATHS = ["GET /v1/models", "GET /props", "GET /api/version", "GET /api/ps", "POST /api/show", "GET /api/v0/models"]
+PATHS = [
+    "GET /v1/models",
+    "GET /props",
+    "GET /api/version",
+    "GET /api/ps",
+    "POST /api/show",
+    "GET /api/v0/models",
+    "GET /api/v1/models",
+]
 LISTS = [OLLAMA_MODELS, LLAMACPP, VLLM, LITELLM]
 
 Answer = Any
@@ -251,7 +261,7 @@ def test_llamacpp_tells_the_window_of_one_slot() -> None:
 
 def test_llamacpp_is_known_by_its_props_alone() -> None:
     found, server = found_at({"GET /props": PROPS})
-    assert found == Found(server="llamacpp", base_url=server.url, models=(TINY,))
+    assert found == Found(server="llamacpp", base_url=server.url, models=(structs.replace(TINY, max_window_tokens=None),))
 
 
 def test_llamacpp_without_props_still_has_a_window() -> None:
@@ -297,6 +307,14 @@ def test_vllm_tells_its_window_with_its_models() -> None:
     assert server.asked == ["GET /v1/models"]
 
 
+def test_vllms_adapters_have_the_window_of_their_model() -> None:
+    """From vLLM's source, not captured."""
+    adapters = [{"id": "mine", "owned_by": "vllm", "parent": "tiny"}, {"id": "lost", "owned_by": "vllm", "parent": "gone"}]
+    found, _ = found_at({"GET /v1/models": {"object": "list", "data": [*adapters, *VLLM["data"]]}})
+    assert found is not None
+    assert [(m.model, m.window_tokens) for m in found.models] == [("mine", 2048), ("lost", None), ("tiny", 2048)]
+
+
 def test_a_server_that_nobody_knows_has_models_and_no_more() -> None:
     found, server = found_at({"GET /v1/models": LITELLM})
     models = tuple(ModelInfo(model=name, server="openai-compatible") for name in ("tiny", "tiny-small-ctx", "dead"))
@@ -310,12 +328,20 @@ def test_ollama_tells_a_window_only_where_it_will_keep_it() -> None:
         server="ollama",
         base_url=server.url,
         models=(
-            ModelInfo(model="qwen3:8b", server="ollama", abilities=frozenset({"tools", "thinking"}), loaded=False),
+            ModelInfo(
+                model="qwen3:8b",
+                server="ollama",
+                window_source="nobody: only the 40,960 tokens that the model can have are known",
+                max_window_tokens=40960,
+                abilities=frozenset({"tools", "thinking"}),
+                loaded=False,
+            ),
             ModelInfo(
                 model="llama3.2:latest",
                 server="ollama",
                 window_tokens=4096,
                 window_source="GET /api/ps context_length",
+                max_window_tokens=131072,
                 abilities=frozenset({"tools"}),
                 loaded=True,
             ),
@@ -324,11 +350,24 @@ def test_ollama_tells_a_window_only_where_it_will_keep_it() -> None:
                 server="ollama",
                 window_tokens=2048,
                 window_source="POST /api/show parameters num_ctx",
+                max_window_tokens=2048,
                 abilities=frozenset({"embedding"}),
                 loaded=False,
             ),
         ),
     )
+
+
+def test_what_ollamas_model_file_sets_goes_before_what_is_loaded() -> None:
+    """Documented, not captured: a request that names no window gets the file's, and the model is loaded anew for it."""
+
+    async def show_file(_: web.Request) -> web.Response:
+        return web.json_response({**OLLAMA_SHOW["llama3.2:latest"], "parameters": "num_ctx    8192"})
+
+    found, _ = found_at({**OLLAMA, "POST /api/show": show_file}, only="llama3.2")
+    assert found is not None
+    said = found.models[1]
+    assert (said.window_tokens, said.window_source, said.loaded) == (8192, "POST /api/show parameters num_ctx", True)
 
 
 def test_ollamas_cloud_models_have_all_they_were_trained_for() -> None:
@@ -371,21 +410,73 @@ def test_lm_studio_says_what_is_loaded_and_for_how_much() -> None:
                     server="lmstudio",
                     window_tokens=2048,
                     window_source="GET /api/v0/models loaded_context_length",
+                    max_window_tokens=2048,
                     abilities=frozenset({"embedding"}),
                     loaded=True,
                 ),
-                ModelInfo(model="qwen2-vl-7b-instruct", server="lmstudio", abilities=frozenset({"vision"}), loaded=False),
+                ModelInfo(
+                    model="qwen2-vl-7b-instruct",
+                    server="lmstudio",
+                    window_source="nobody: only the 32,768 tokens that the model can have are known",
+                    max_window_tokens=32768,
+                    abilities=frozenset({"vision"}),
+                    loaded=False,
+                ),
                 ModelInfo(
                     model="qwen/qwen3-4b",
                     server="lmstudio",
                     window_tokens=12918,
                     window_source="GET /api/v0/models loaded_context_length",
+                    max_window_tokens=131072,
                     abilities=frozenset({"tools"}),
                     loaded=True,
                 ),
             ),
         )
         assert pick(found) == found.models[2]
+
+
+LMSTUDIO_V1 = {
+    "models": [
+        {"type": "embedding", "key": "nomic", "loaded_instances": [], "max_context_length": 2048},
+        {
+            "type": "llm",
+            "key": "openai/gpt-oss-20b",
+            "loaded_instances": [{"id": "openai/gpt-oss-20b", "config": {"context_length": 16384, "parallel": 4}}],
+            "max_context_length": 131072,
+            "capabilities": {"vision": False, "trained_for_tool_use": True},
+        },
+        {
+            "type": "llm",
+            "key": "qwen/qwen3-vl",
+            "loaded_instances": [
+                {"id": "qwen/qwen3-vl:2", "config": {"context_length": 8192}},
+                {"id": "mine", "config": {"context_length": 4096}},
+            ],
+            "max_context_length": 262144,
+            "capabilities": {"vision": True, "trained_for_tool_use": True},
+        },
+    ]
+}
+
+
+def test_lm_studio_since_0_4_names_each_loaded_instance_with_its_own_window() -> None:
+    """Documented (lmstudio.ai/docs/developer/rest/list), not captured."""
+    found, _ = found_at(
+        {"GET /v1/models": {"data": [{"id": "x"}]}, "GET /api/v1/models": LMSTUDIO_V1, "GET /api/v0/models": LMSTUDIO}
+    )
+    assert found is not None
+    assert found.server == "lmstudio"
+    assert [(m.model, m.window_tokens, m.max_window_tokens, m.loaded) for m in found.models] == [
+        ("nomic", None, 2048, False),
+        ("openai/gpt-oss-20b", 16384, 131072, True),
+        ("qwen/qwen3-vl:2", 8192, 262144, True),
+        ("mine", 4096, 262144, True),
+        ("qwen/qwen3-vl", 4096, 262144, True),  # either may answer
+    ]
+    assert found.models[1].window_source == "GET /api/v1/models loaded_instances.config.context_length"
+    assert [sorted(m.abilities) for m in found.models[:3]] == [["embedding"], ["tools"], ["tools", "vision"]]
+    assert pick(found) == found.models[1]
 
 
 def test_a_wrong_path_is_mended_where_the_usual_one_answers() -> None:
@@ -410,11 +501,25 @@ def test_answers_of_the_wrong_type_are_no_server(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize("routes", [LLAMACPP_ROUTES, OLLAMA, {"GET /v1/models": VLLM}, {"GET /api/v0/models": LMSTUDIO}])
+@pytest.mark.parametrize(
+    "routes",
+    [LLAMACPP_ROUTES, OLLAMA, {"GET /v1/models": VLLM}, {"GET /api/v0/models": LMSTUDIO}, {"GET /api/v1/models": LMSTUDIO_V1}],
+)
 def test_fields_of_the_wrong_type_are_left_out(routes: Routes, value: Any) -> None:
     def spoiled(part: Any) -> Any:
         if isinstance(part, dict):
-            kept = ("id", "data", "models", "owned_by", "object", "model", "state", "default_generation_settings")
+            kept = (
+                "id",
+                "data",
+                "models",
+                "owned_by",
+                "object",
+                "model",
+                "state",
+                "default_generation_settings",
+                "key",
+                "loaded_instances",
+            )
             return {k: spoiled(v) if k in kept else value for k, v in part.items()}
         return [spoiled(each) for each in part] if isinstance(part, list) else part
 
@@ -713,14 +818,18 @@ def test_a_model_that_is_not_there_is_answered_with_those_that_are(monkeypatch: 
         async def not_found(_: web.Request) -> web.Response:
             return web.json_response(missing, status=404)
 
-        async with serving({**OLLAMA, "POST /v1/chat/completions": not_found}) as server:
+        async with serving({**OLLAMA, "POST /v1/chat/completions": not_found, "POST /api/chat": not_found}) as server:
             move(monkeypatch, "ollama", server.url)
-            with pytest.raises(ModelNotFound) as caught:
-                await call(driver_for("ollama/qwen3:80b"))
-            assert caught.value.hint == (
-                "Ollama answers at that address; its models: qwen3:8b, llama3.2:latest, nomic-embed-text:latest. "
-                "Did you mean qwen3:8b? To get this one: `ollama pull qwen3:80b`."
-            )
+            for name in ("ollama/qwen3:80b", "chat+ollama/qwen3:80b"):
+                with pytest.raises(ModelNotFound) as caught:
+                    await call(driver_for(name))
+                assert caught.value.hint == (
+                    "Ollama answers at that address; its models: qwen3:8b, llama3.2:latest, nomic-embed-text:latest. "
+                    "Did you mean qwen3:8b? To get this one: `ollama pull qwen3:80b`."
+                )
+            with pytest.raises(ModelNotFound) as caught:  # 404: an address of which only the compatible side can be reached
+                await call(driver_for("ollama/qwen3:8b"))
+            assert "put `chat+` in front of the name" in caught.value.hint
 
     asyncio.run(main())
 
@@ -781,8 +890,14 @@ def test_a_driver_knows_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
             move(monkeypatch, "ollama", server.url)
             info = await driver_for("ollama/llama3.2").info()
             assert (info.model, info.window_tokens, info.loaded) == ("llama3.2", 4096, True)
+            assert (info.max_window_tokens, info.window_on_request) == (131072, True)
+            compatible = await driver_for("chat+ollama/llama3.2").info()
+            assert compatible == structs.replace(info, window_on_request=False), "it has no field for a window"
             unknown = await driver_for("ollama/other").info()
-            assert unknown == ModelInfo(model="other", server="ollama")
+            assert unknown == ModelInfo(model="other", server="ollama", window_on_request=True)
+            resolved = await driver_for("ollama").resolve()
+            assert (resolved.model, resolved.codec.path) == ("ollama/llama3.2:latest", "/api/chat")
+            assert (await driver_for(server.url).resolve()).codec.path == "/api/chat", "its name is the same"
         with pytest.raises(ConnectFailed) as caught:
             await http_driver(server.url, "m").info()
         assert caught.value.hint.endswith("`ollama serve`.")

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from tests.harness import ByteServer, Send, json_reply, run_virtual
-from treadle import Agent, LlamaServer, ModelInfo, ModelNotFound, Options
+from treadle import Agent, HttpDriver, LlamaServer, ModelInfo, ModelNotFound, ModelRequest, Options
 from treadle.drivers.catalog import PRESETS, driver_for
 from treadle.drivers.discovery import DiscoveredDriver
 
@@ -36,7 +36,10 @@ def test_llamacpp_answers_in_each(format: str, llamacpp: LlamaServer) -> None:
     assert (info.server, info.window_tokens) == ("llamacpp", 2048)
 
 
-@pytest.mark.parametrize("text", ["ollama+ollama/qwen3:8b", "ollama+ollama", "ollama+local", "ollama+URL#qwen3:8b", "ollama+URL"])
+@pytest.mark.parametrize(
+    "text",
+    ["ollama/qwen3:8b", "ollama", "ollama+ollama/qwen3:8b", "ollama+ollama", "ollama+local", "ollama+URL#qwen3:8b", "ollama+URL"],
+)
 def test_ollama_is_asked_natively_however_it_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with ByteServer([[*ANSWER]], routes=OLLAMA) as server:
@@ -52,6 +55,7 @@ def test_ollama_is_asked_natively_however_it_is_named(text: str, monkeypatch: py
                 server="ollama",
                 window_tokens=8192,
                 window_source="GET /api/ps context_length",
+                window_on_request=True,
                 abilities=frozenset({"tools"}),
                 loaded=True,
             )
@@ -81,3 +85,25 @@ def test_a_wrong_name_is_answered_with_the_right_one_in_any_format() -> None:
             assert "Did you mean qwen3:8b?" in caught.value.hint
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("anthropic+http://127.0.0.1:9/v1#m", {"Authorization", "x-api-key"}),
+        ("anthropic+vllm/m", {"Authorization", "x-api-key"}),  # vLLM reads no other than `Authorization` (seen)
+        ("anthropic+https://api.anthropic.com/v1#claude-opus-4-6", {"x-api-key"}),  # which refuses a key as a bearer's (reported)
+        ("anthropic/claude-haiku-4-5", {"x-api-key"}),
+        ("vllm/m", {"Authorization"}),
+    ],
+)
+def test_the_key_is_in_the_headers_that_the_server_reads(text: str, names: set[str]) -> None:
+    async def main() -> dict[str, str]:
+        driver = driver_for(text, api_key="CANARY")
+        if isinstance(driver, DiscoveredDriver):
+            driver = await driver.resolve()
+        assert isinstance(driver, HttpDriver)
+        return driver.headers(ModelRequest(messages=()))
+
+    sent = run_virtual(main())
+    assert {name for name, value in sent.items() if "CANARY" in value} == names

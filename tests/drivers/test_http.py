@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.harness import (
     ByteServer,
@@ -31,6 +32,7 @@ from tests.harness import (
     text_chunk,
     usage_chunk,
 )
+from treadle import Agent
 from treadle.drivers import http
 from treadle.drivers.address import check_url, proxy_for, ssl_context
 from treadle.drivers.http import HttpDriver
@@ -40,11 +42,12 @@ from treadle.errors import (
     ContextOverflow,
     ModelError,
     ModelTimeout,
+    Overloaded,
     RateLimited,
     StreamTruncated,
     UsageError,
 )
-from treadle.values.events import TextDelta
+from treadle.values.events import Omitted, Retried, TextDelta
 from treadle.values.limits import Timeouts
 from treadle.values.messages import UserMessage
 from treadle.values.request import ModelRequest, Options, Reply
@@ -447,3 +450,47 @@ def test_get_json_survives_anything() -> None:
         gc.collect()
 
     run_virtual(main())
+
+
+class TestOmissions:
+    """What a request left out is told by the first reply that opens after it, whatever failed before."""
+
+    # The request offers no tools to choose from, so that the choice is left out.
+    FORCED = structs.replace(REQUEST, options=Options(tool_choice="required"))
+    BUSY = json_reply({"error": {"message": "loading"}}, status=503)
+
+    def test_a_busy_server_does_not_swallow_it(self) -> None:
+        async def main() -> None:
+            async with ByteServer([self.BUSY, sse(*reply("Hi")), sse(*reply("Hi"))]) as server:
+                async with HttpDriver(ChatCodec(), server.url, "m").connect() as connection:
+                    with pytest.raises(Overloaded):
+                        async with connection.open(self.FORCED):
+                            pass
+                    async with connection.open(self.FORCED) as stream:
+                        assert [each.what for each in stream.omitted] == ["tool_choice"]
+                        assert [each.what for each in stream.omitted] == ["tool_choice"]
+                    async with connection.open(self.FORCED) as stream:
+                        assert stream.omitted == ()
+
+        run_virtual(main())
+
+    def test_a_run_says_it_in_the_attempt_that_was_answered(self) -> None:
+        async def main() -> None:
+            async with ByteServer([self.BUSY, sse(*reply("Hi"))]) as server:
+                agent = Agent(HttpDriver(ChatCodec(), server.url, "m"), options=Options(tool_choice="required"))
+                await agent.next_request("Hi")
+                async with agent.stream("Hi") as run:
+                    events = [type(event).__name__ async for event in run if isinstance(event, Retried | Omitted)]
+                assert events == ["Retried", "Omitted"]
+
+        run_virtual(main())
+
+    def test_looking_at_a_request_does_not_swallow_it(self) -> None:
+        async def main() -> None:
+            async with ByteServer([sse(*reply("Hi"))]) as server:
+                async with HttpDriver(ChatCodec(), server.url, "m").connect() as connection:
+                    connection.said(self.FORCED)
+                    async with connection.open(self.FORCED) as stream:
+                        assert [each.what for each in stream.omitted] == ["tool_choice"]
+
+        run_virtual(main())

@@ -379,7 +379,7 @@ class TestFloor:
         with pytest.raises(ContextFloorExceedsWindow) as caught:
             shortened(
                 (UserMessage("first " * 1_000), UserMessage("keep " * 900, pinned=True), *turn(1), UserMessage("last " * 200)),
-                ContextPolicy(window_tokens=2_000),
+                ContextPolicy(window_tokens=1_200),
                 Served(),
                 instructions="rules " * 500,
                 tools=(ToolSpec(name="look", description="look " * 300, parameters={"type": "object"}),),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from tests.harness import ByteServer, call_chunk, finish_chunk, reply, run_virtual, sse, text_chunk, usage_chunk
 from treadle import (
@@ -21,11 +22,11 @@ from treadle import (
 )
 from treadle.core.state import apply
 from treadle.policy.context import Context
-from treadle.values.events import Replied
+from treadle.values.events import Prompted, Replied
 from treadle.values.events import ToolFinished as Finished
 from treadle.values.limits import Limits
-from treadle.values.messages import AssistantMessage, Message, Text, Thinking, ToolCall, ToolMessage, UserMessage
-from treadle.values.request import ModelInfo, ModelRequest
+from treadle.values.messages import AssistantMessage, Image, Message, Text, Thinking, ToolCall, ToolMessage, UserMessage
+from treadle.values.request import ModelInfo, ModelRequest, ToolSpec
 from treadle.values.state import State
 from treadle.values.tokens import Calibration, estimate_tokens
 from treadle.values.usage import Usage
@@ -276,3 +277,102 @@ class TestInARun:
                     await agent.run("Some words to read. " * 600)
 
         run_virtual(main())
+
+
+class TestHonestServers:
+    """Single shapes that looked like a loss and are none."""
+
+    def context(self, driver: Any = None) -> Context:
+        return Context(ContextPolicy(window_tokens=10_000_000), (driver or Served(),), Limits(), can_read_results=False)
+
+    def play(self, context: Context, state: State, read: int, *, cached: int | None = 0, **request: Any) -> State:
+        """A reply to the conversation as it is, of which the server says it has read so much."""
+        made = ModelRequest(messages=state.messages, turn=state.turn + 1, **request)
+        at_once(context.before(state, made, 0))
+        usage = Usage(input_tokens=read, output_tokens=20, cached_input_tokens=cached)
+        context.after_reply(usage, state, made, 0)
+        message = request.get("reply") or AssistantMessage((Text("So."),))
+        return apply(state, Replied(turn=state.turn + 1, message=message, finish="pause", usage=usage))
+
+    def asked(self, words: int = 3_000) -> State:
+        return State(run_id="r", model="m", closed=(UserMessage("Some words to read. " * (words // 4)),))
+
+    def test_a_reply_that_says_nothing(self) -> None:
+        """It joins no message, so what the server counts next is what it counted before."""
+        context, state = self.context(), self.asked()
+        made = ModelRequest(messages=state.messages)
+        at_once(context.before(state, made, 0))
+        usage = Usage(input_tokens=3_100, output_tokens=0, cached_input_tokens=0)
+        context.after_reply(usage, state, made, 0)
+        state = apply(state, Replied(turn=1, message=AssistantMessage(()), finish="pause", usage=usage))
+        self.play(context, state, 3_104)
+
+    @pytest.mark.parametrize("seen", [True, False])
+    def test_reasoning_that_goes_when_the_user_speaks(self, seen: bool) -> None:
+        """Templates and providers leave it out then, and may never have shown it."""
+        context, state = self.context(), self.asked()
+        state = self.play(context, state, 3_100)
+        thought = AssistantMessage((*([Thinking("hm " * 3_000)] if seen else []), Text("So."), ToolCall("c", "look", "{}")))
+        made = ModelRequest(messages=state.messages, turn=2)
+        at_once(context.before(state, made, 0))
+        usage = Usage(input_tokens=3_120, output_tokens=9_000, cached_input_tokens=3_000, reasoning_tokens=8_900)
+        context.after_reply(usage, state, made, 0)
+        state = apply(state, Replied(turn=2, message=thought, finish="tool_use", usage=usage))
+        state = apply(state, Finished(turn=2, position=0, result=ToolMessage("c", "look", "seen")))
+        made = ModelRequest(messages=state.messages, turn=3)
+        at_once(context.before(state, made, 0))
+        usage = Usage(input_tokens=12_300, output_tokens=9, cached_input_tokens=3_000, reasoning_tokens=0)
+        context.after_reply(usage, state, made, 0)
+        state = apply(state, Replied(turn=3, message=AssistantMessage((Text("So."),)), finish="end", usage=usage))
+        state = apply(state, Prompted(message=UserMessage("Write it as JSON.", origin="run"), why="output"))
+        self.play(context, state, 3_200)
+
+    def test_tools_that_are_left_out(self) -> None:
+        """The second phase of a structured answer has none."""
+        tools = (ToolSpec(name="look", description="look " * 2_000, parameters={"type": "object"}),)
+        context, state = self.context(), self.asked()
+        state = self.play(context, state, 6_000, tools=tools)
+        self.play(context, state, 3_100, tools=())
+        with pytest.raises(PromptSilentlyTruncated):
+            context, state = self.context(), self.asked()
+            state = self.play(context, state, 6_000, tools=tools)
+            self.play(context, state, 3_100, tools=tools)
+
+    def test_tools_of_which_a_template_writes_little(self) -> None:
+        parameters = {"type": "object", "properties": {f"p{n}": {"type": "string", "description": "x " * 30} for n in range(40)}}
+        self.play(
+            self.context(), self.asked(1_600), 1_700, tools=(ToolSpec(name="look", description="d", parameters=parameters),)
+        )
+
+    def test_pictures(self) -> None:
+        """They cost what they cost."""
+        message = UserMessage("See. " * 300, tuple(Image(b"x", "image/png") for _ in range(9)))
+        self.play(self.context(), State(run_id="r", model="m", closed=(message,)), 700)
+
+    @pytest.mark.parametrize(
+        ("text", "read"),
+        [
+            ("0123456789" * 4 + "\n", 14),
+            ("2026-11-22 03:04:05,678 12 345 6789\n", 20),
+            ("A" * 300 + "b/+" * 100 + "\n", 200),
+            ("                                   x\n", 4),
+            ("----------+----------+----------\n", 6),
+            ("日本語の文章です。\n", 5),
+        ],
+        ids=["digits", "dates", "data", "blanks", "lines", "japanese"],
+    )
+    def test_text_of_which_some_tokenizers_make_little(self, text: str, read: int) -> None:
+        lines = 600
+        self.play(self.context(), State(run_id="r", model="m", closed=(UserMessage(text * lines),)), read * lines)
+
+    def test_counts_of_what_was_not_cached_are_not_learnt_from(self) -> None:
+        driver = Served()
+        context, state = self.context(driver), self.asked()
+        state = self.play(context, state, 3_100, cached=None)
+        learnt = driver.calibration.prompt_factor
+        assert learnt != 1.0
+        call = AssistantMessage((Text("I look. "), ToolCall("c", "look", "{}")))
+        state = replace(state, closed=(*state.closed[:-1], call, ToolMessage("c", "look", "Some words to read. " * 150)))
+        self.play(context, state, 700, cached=None)
+        assert driver.calibration.odd_counts == 1
+        assert driver.calibration.prompt_factor == learnt

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.harness import ByteServer, finish_chunk, run_virtual, sse, text_chunk
 from treadle import Agent, HttpDriver, ScriptedDriver, TreadleError
+from treadle.drivers.discovery import discover
 from treadle.drivers.http import get_json
+from treadle.drivers.servers import look_at
 from treadle.testing import NetworkBlocked, offline
 from treadle.wire.chat import ChatCodec
 
@@ -48,6 +52,15 @@ def test_discovery_is_blocked() -> None:
         Agent("local").run_sync("Hi")
     with pytest.raises(NetworkBlocked), offline():
         asyncio.run(get_json("http://127.0.0.1:9/v1/models"))
+
+
+@pytest.mark.parametrize("look", [discover, lambda: look_at("http://127.0.0.1:9/v1")])
+def test_looking_for_servers_says_that_it_was_blocked_and_not_that_nobody_answers(look: Callable[[], Any]) -> None:
+    async def main() -> None:
+        await look()
+
+    with pytest.raises(NetworkBlocked), offline(), pytest.raises(NetworkBlocked, match="127.0.0.1"):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("example.invalid", 80)])

@@ -29,10 +29,11 @@ from treadle.errors import (
     StreamTruncated,
 )
 from treadle.values.events import Delta, TextDelta, ThinkingDelta, ToolCallDelta
-from treadle.values.messages import Opaque, Text, Thinking, ToolCall
-from treadle.values.request import ModelRequest, Reply
+from treadle.values.messages import Opaque, Text, Thinking, ToolCall, UserMessage
+from treadle.values.request import ModelRequest, Options, Reply
 from treadle.values.usage import Usage
 from treadle.wire.anthropic import AnthropicCodec, AnthropicDecoder
+from treadle.wire.anthropic_requests import ANTHROPIC_API, AnthropicDialect
 from treadle.wire.stream import MAX_BODY_BYTES
 
 REQUEST = ModelRequest(messages=(), run_id="run", turn=3, attempt=2)
@@ -248,6 +249,53 @@ class TestTerminalProof:
             decoder.close(clean=False)
             assert isinstance(decoder.error, StreamTruncated)
         assert decode(body + STOP)[1].message.text == "ab"
+
+
+class TestTheBoundWeSent:
+    """LiteLLM in front of Responses of llama.cpp says `end_turn` or `tool_use` of a turn that `max_tokens` cut (seen)."""
+
+    def finish(self, body: bytes, dialect: AnthropicDialect = ANTHROPIC_API, **options: Any) -> str | None:
+        decoder = AnthropicCodec(dialect).decoder(ModelRequest(messages=(), options=Options(**options)))
+        decoder.feed(body)
+        decoder.close()
+        assert decoder.error is None
+        return decoder.reply.finish
+
+    @pytest.mark.parametrize(("tokens", "finish"), [(19, "end"), (20, "length"), (23, "length")])
+    def test_text(self, tokens: int, finish: str) -> None:
+        assert self.finish(start() + text("a") + stop(output_tokens=tokens) + STOP, max_tokens=20) == finish
+
+    @pytest.mark.parametrize(("tokens", "finish"), [(19, "tool_use"), (20, "length")])
+    def test_calls(self, tokens: int, finish: str) -> None:
+        for reason in ("tool_use", "end_turn"):
+            body = start() + call(0, "a", "f", "{}") + call(1, "b", "f", '{"') + stop(reason, output_tokens=tokens)
+            assert self.finish(body + STOP, max_tokens=20) == finish
+
+    @pytest.mark.parametrize(
+        ("reason", "finish"), [("stop_sequence", "end"), ("refusal", "refused"), ("pause_turn", "pause"), ("strange", "unknown")]
+    )
+    def test_other_reasons_are_believed(self, reason: str, finish: str) -> None:
+        assert self.finish(start() + text("a") + stop(reason, output_tokens=20) + STOP, max_tokens=20) == finish
+
+    def test_without_a_count_nothing_is_known(self) -> None:
+        assert self.finish(start() + text("a") + stop(input_tokens=5) + STOP, max_tokens=1) == "end"
+
+    @pytest.mark.parametrize(
+        ("dialect", "options", "bound"),
+        [
+            (AnthropicDialect(), {}, 8_192),
+            (AnthropicDialect(max_tokens=100), {}, 100),
+            (AnthropicDialect(), {"reasoning": "low"}, 8_192 + 2_048),  # the budget is added
+            (AnthropicDialect(), {"reasoning": "low", "max_tokens": 4_000}, 4_000),
+            (ANTHROPIC_API, {"reasoning": "high"}, 8_192),
+            (AnthropicDialect(), {"max_tokens": 50, "extra_body": {"max_tokens": 70}}, 70),
+        ],
+    )
+    def test_it_is_the_one_in_the_body(self, dialect: AnthropicDialect, options: dict[str, Any], bound: int) -> None:
+        request = ModelRequest(messages=(UserMessage("Hi"),), options=Options(**options))
+        assert json.loads(AnthropicCodec(dialect).encoder("m").encode(request))["max_tokens"] == bound
+        for tokens, finish in ((bound - 1, "end"), (bound, "length")):
+            assert self.finish(start() + text("a") + stop(output_tokens=tokens) + STOP, dialect, **options) == finish
 
 
 class TestBlocks:
@@ -471,6 +519,7 @@ class TestErrors:
             (500, "api_error", ServerError),
             (504, "timeout_error", Overloaded),
             (529, "overloaded_error", Overloaded),
+            (400, "no_db_connection", AuthenticationFailed),  # LiteLLM without a database, a wrong key (seen)
         ],
     )
     def test_statuses(self, status: int, kind: str, error: type[ModelError]) -> None:

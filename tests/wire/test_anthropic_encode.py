@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from treadle.errors import UsageError
 from treadle.values.messages import (
@@ -56,7 +57,10 @@ TOOL = ToolSpec(name="get_weather", description="Weather.", parameters={"type": 
 PLAIN = AnthropicDialect(cache=False)
 
 
-def encode(request: ModelRequest, dialect: AnthropicDialect | None = None) -> bytes:
+MARKED = AnthropicDialect(cache=True)
+
+
+def encode(request: ModelRequest, dialect: AnthropicDialect = MARKED) -> bytes:
     return AnthropicCodec(dialect).encoder("m").encode(request)
 
 
@@ -86,7 +90,7 @@ def test_golden_bytes() -> None:
         '{"type":"tool_use","id":"toolu_2","name":"f","input":{}}]},'
         '{"role":"user","content":[{"type":"tool_result","tool_use_id":"toolu_1","content":"4 C"},'
         '{"type":"tool_result","tool_use_id":"toolu_2","content":"invalid arguments\\n[third time]","is_error":true},'
-        '{"type":"text","text":"Quick!"' + MARK + "}]},"
+        '{"type":"text","text":"Quick!"}]},'
         '{"role":"assistant","content":[{"type":"text","text":"Cold."}]},'
         '{"role":"user","content":[{"type":"text","text":"Thanks"' + MARK + "}]}]}"
     )
@@ -154,7 +158,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("field", ["messages", "stream", "model", "tools", "system"])
     def test_extra_body_cannot_take_over_the_request(self, field: str) -> None:
-        encoder = AnthropicCodec().encoder("m")
+        encoder = AnthropicCodec(MARKED).encoder("m")
         with pytest.raises(UsageError, match=field):
             encoder.encode(ModelRequest(messages=CONVERSATION, options=Options(extra_body={field: 1})))
         assert encoder.encode(ModelRequest(messages=CONVERSATION)) == encode(ModelRequest(messages=CONVERSATION))
@@ -217,7 +221,7 @@ class TestMessages:
         assert all(id.isascii() and id.replace("_", "a").replace("-", "a").isalnum() for id in flat)
 
     def test_half_a_surrogate_pair_is_the_callers_error(self) -> None:
-        encoder = AnthropicCodec().encoder("m")
+        encoder = AnthropicCodec(MARKED).encoder("m")
         with pytest.raises(UsageError, match="surrogate"):
             encoder.encode(ModelRequest(messages=(UserMessage("a"), UserMessage("\ud83d"))))
         assert encoder.encode(ModelRequest(messages=CONVERSATION)) == encode(ModelRequest(messages=CONVERSATION))
@@ -288,7 +292,7 @@ ATTACHED: tuple[Message, ...] = (
 lengths = st.integers(0, len(ATTACHED))
 
 
-@given(lengths, lengths, st.booleans(), st.sampled_from([PLAIN, AnthropicDialect(), ANTHROPIC_API]))
+@given(lengths, lengths, st.booleans(), st.sampled_from([PLAIN, MARKED, ANTHROPIC_API]))
 def test_an_encoder_with_a_past_writes_what_a_new_one_writes(
     first: int, second: int, instructed: bool, dialect: AnthropicDialect
 ) -> None:
@@ -300,7 +304,7 @@ def test_an_encoder_with_a_past_writes_what_a_new_one_writes(
 
 @given(st.integers(0, len(ATTACHED) - 1), lengths)
 def test_a_longer_conversation_extends_the_items_of_a_shorter_one(length: int, longer: int) -> None:
-    encoder = AnthropicCodec().encoder("m")
+    encoder = AnthropicCodec(MARKED).encoder("m")
     shorter = encoder.encode(ModelRequest(messages=ATTACHED[: min(length, longer)], tools=(TOOL,)))
     assert items(encoder.encode(ModelRequest(messages=ATTACHED[:longer], tools=(TOOL,)))).startswith(items(shorter))
 
@@ -318,7 +322,95 @@ def test_cache_markers(length: int, instructed: bool, tools: bool) -> None:
     assert marked(body.get("tools", [])) == body.get("tools", [])[-1:]
     assert marked(body.get("system", [])) == body.get("system", [])[-1:]
     users = [message for message in body["messages"] if message["role"] == "user"]
-    assert marked(body["messages"]) == [message["content"][-1] for message in users[-2:]]
+    places = marked(body["messages"])
+    assert places[-1:] == [message["content"][-1] for message in users[-1:]]
+    assert all(place in [message["content"][-1] for message in users] for place in places)
+
+
+TURNS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=12)
+"""Blocks of the model's message, and of the user's after it."""
+
+
+def turned(turns: list[tuple[int, int]]) -> tuple[Message, ...]:
+    messages: list[Message] = [UserMessage("begin")]
+    for n, (blocks, results) in enumerate(turns):
+        texts = [Text(f"{n} {i}") for i in range(blocks - 1)]
+        call = ToolCall(f"c{n}", "get_weather", "{}")
+        messages += [AssistantMessage((*texts, call)), ToolMessage(f"c{n}", "get_weather", "x")]
+        messages += [UserMessage(f"{n} {i}") for i in range(results - 1)]
+    return tuple(messages)
+
+
+def numbered(body: dict[str, Any]) -> list[int]:
+    """Which blocks of the messages have a marker."""
+    blocks = [block for message in body["messages"] for block in message["content"]]
+    return [number for number, block in enumerate(blocks) if "cache_control" in block]
+
+
+@given(TURNS, st.booleans(), st.booleans())
+def test_what_the_request_before_cached_is_found_however_many_blocks_a_turn_has(
+    turns: list[tuple[int, int]], instructed: bool, tools: bool
+) -> None:
+    """The server looks at 20 blocks for each marker, its own block among them (docs/protocols/anthropic.md)."""
+    more: dict[str, Any] = {"instructions": "Be brief." if instructed else None, "tools": (TOOL,) if tools else ()}
+    cached: int | None = None
+    for length in range(len(turns) + 1):
+        body = json.loads(encode(ModelRequest(messages=turned(turns[:length]), **more)))
+        places = numbered(body)
+        assert len(marked(body)) <= 4
+        assert places and len(places) <= 4 - instructed - tools
+        assert cached is None or any(place - 19 <= cached <= place for place in places)
+        cached = places[-1]
+
+
+@given(st.integers(0, 17))
+def test_short_turns_that_were_missed_are_found_too(missed: int) -> None:
+    """As when another model answered them: two markers reach at least 34 blocks back, if turns are short."""
+    short = [(1, 1)] * 30
+    before = json.loads(encode(ModelRequest(messages=turned(short), tools=(TOOL,), instructions="x")))
+    after = json.loads(encode(ModelRequest(messages=turned([*short, *[(1, 1)] * missed]), tools=(TOOL,), instructions="x")))
+    cached = numbered(before)[-1]
+    assert any(place - 19 <= cached <= place for place in numbered(after))
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [
+        ("claude-opus-5-5", True),
+        ("claude-3-haiku-20240307", True),
+        ("anthropic.claude-sonnet-4-5-20250929-v1:0", True),
+        ("anthropic/claude-haiku-4.5", True),
+        ("claude-2.1", False),
+        ("claude-instant-1.2", False),
+        ("anthropic.claude-v2:1", False),
+        ("qwen3-8b", False),
+        ("glm-5", False),
+    ],
+)
+def test_markers_go_to_models_that_take_them(model: str, takes: bool) -> None:
+    request = ModelRequest(messages=(UserMessage("x"),), instructions="y", tools=(TOOL,))
+    for dialect in (AnthropicDialect(), ANTHROPIC_API):
+        assert (b"cache_control" in AnthropicCodec(dialect).encoder(model).encode(request)) is takes
+    assert b"cache_control" not in AnthropicCodec(PLAIN).encoder(model).encode(request)
+    assert b"cache_control" in AnthropicCodec(MARKED).encoder(model).encode(request)
+
+
+def test_where_the_api_is_asked_to_place_markers_there_are_none_of_ours() -> None:
+    set_ = Options(extra_body={"cache_control": {"type": "ephemeral"}})
+    body = json.loads(encode(ModelRequest(messages=ATTACHED, instructions="y", tools=(TOOL,), options=set_)))
+    assert body.pop("cache_control") and not marked(body)
+
+
+@pytest.mark.parametrize("ttl", ["5m", "1h"])
+def test_how_long_a_cache_lasts_is_said_of_every_marker(ttl: Any) -> None:
+    """The API refuses an hour behind five minutes."""
+    request = ModelRequest(messages=ATTACHED, instructions="y", tools=(TOOL,), options=Options(cache_ttl=ttl))
+    markers = [block["cache_control"] for block in marked(json.loads(encode(request)))]
+    assert len(markers) == 4
+    assert all(marker == {"type": "ephemeral", "ttl": ttl} for marker in markers)
+    encoder = AnthropicCodec(PLAIN).encoder("m")
+    assert b"cache_control" not in encoder.encode(request)
+    assert [each.what for each in encoder.omitted if each.what == "cache_ttl"] == ["cache_ttl"]
 
 
 def test_a_turn_costs_what_is_new_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,10 +420,12 @@ def test_a_turn_costs_what_is_new_in_it(monkeypatch: pytest.MonkeyPatch) -> None
     for turn in range(20):
         messages = (*messages, UserMessage(f"{turn}"), AssistantMessage((Text("a"),)))
         seen: list[object] = []
-        add = type(encoder)._add
+        add = type(encoder)._write_message
         with monkeypatch.context() as patch:
             patch.setattr(
-                type(encoder), "_add", lambda self, message, add=add, seen=seen: (seen.append(message), add(self, message))
+                type(encoder),
+                "_write_message",
+                lambda self, message, add=add, seen=seen: (seen.append(message), add(self, message)),
             )
             encoder.encode(ModelRequest(messages=messages))
         written.append(len(seen))
@@ -348,7 +442,9 @@ class TestSchemas:
     )
 
     def test_golden_bytes(self) -> None:
-        assert encode(ModelRequest(messages=(UserMessage("x"),), output=self.OUTPUT), ANTHROPIC_API).decode() == (
+        assert encode(
+            ModelRequest(messages=(UserMessage("x"),), output=self.OUTPUT), replace(ANTHROPIC_API, cache=True)
+        ).decode() == (
             '{"model":"m","stream":true,"max_tokens":8192,"output_config":{"format":{"type":"json_schema","schema":{"type":"object",'
             '"properties":{"t":{"type":"integer","description":"(minimum: 0)"}},"required":["t"],"additionalProperties":false}}},'
             '"messages":[{"role":"user","content":[{"type":"text","text":"x"' + MARK + "}]}]}"

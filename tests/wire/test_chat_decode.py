@@ -16,6 +16,7 @@ from treadle.errors import (
     ContextOverflow,
     InvalidRequest,
     ModelError,
+    Overloaded,
     RateLimited,
     ServerError,
     StreamTruncated,
@@ -112,6 +113,15 @@ class TestTerminalProof:
     def test_reasons(self, said: Any, finish: str) -> None:
         reply = decode(text("a") + frame(finish=said))[1]
         assert (reply.finish, reply.finish_said) == (finish, str(said))
+
+    @pytest.mark.parametrize(("said", "error"), [("error", ServerError), ("insufficient_system_resource", Overloaded)])
+    def test_a_reason_that_says_the_server_failed_is_no_answer(self, said: str, error: type[ModelError]) -> None:
+        decoder = ChatDecoder(ModelRequest(messages=()))
+        deltas = [*decoder.feed(text("a") + frame(finish=said) + DONE), *decoder.close()]
+        assert shown(deltas) == "a"
+        assert type(decoder.error) is error
+        assert decoder.error.retryable
+        assert decoder.reply.finish is None
 
     def test_a_claim_of_calls_with_nothing_at_all_is_an_error(self) -> None:
         with pytest.raises(BadStream, match="sent no call"):
@@ -273,6 +283,21 @@ class TestUsage:
         reply = decode(frame(finish="stop", usage=usage))[1]
         assert reply.usage == Usage(input_tokens=9, cached_input_tokens=8, reasoning_tokens=3)
 
+    @pytest.mark.parametrize(
+        ("usage", "cached", "written"),
+        [
+            ({"prompt_cache_hit_tokens": 8}, 8, None),  # DeepSeek
+            ({"cached_tokens": 8}, 8, None),  # Kimi
+            ({"cached_tokens": 7, "prompt_tokens_details": {"cached_tokens": 8}}, 8, None),
+            ({"cached_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}}, 0, None),
+            ({"cached_tokens": 7, "prompt_tokens_details": {"cached_tokens": "8"}}, 7, None),
+            ({"prompt_tokens_details": {"cache_write_tokens": 8}}, None, 8),  # OpenRouter
+        ],
+    )
+    def test_cached_wherever_it_is_said(self, usage: Any, cached: int | None, written: int | None) -> None:
+        reply = decode(frame(finish="stop", usage=usage))[1]
+        assert reply.usage == Usage(cached_input_tokens=cached, cache_creation_tokens=written)
+
 
 class TestNotAStream:
     def test_plain_json_where_a_stream_was_asked_for(self) -> None:
@@ -382,4 +407,7 @@ def test_statuses() -> None:
     assert type(error(418)) is InvalidRequest
     assert type(error(599)) is ServerError
     assert type(error(400, b'{"error":{"param":"input_tokens"}}')) is ContextOverflow
+    unkeyed = error(400, b'{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}')
+    assert type(unkeyed) is AuthenticationFailed  # LiteLLM without a database (seen)
+    assert "master key" in unkeyed.hint
     assert type(error(400, b"[" * 100_000)) is InvalidRequest

@@ -201,3 +201,38 @@ class TestSchemas:
         assert [tool["function"]["strict"] for tool in sent["tools"]] == [False, True]
         assert sent["max_completion_tokens"] == 9 and "max_tokens" not in sent
         assert all("strict" not in tool["function"] for tool in json.loads(encode(request))["tools"])
+
+
+class TestSummaries:
+    """Templates such as Gemma's and Mistral's refuse two messages of the user in a row (llama.cpp and vLLM then answer 400 or 500)."""
+
+    SUMMARY = UserMessage("[left out]", origin="summary")
+    TURN: tuple[Message, ...] = (AssistantMessage((Text("I look."), ToolCall("a", "f", "{}"))), ToolMessage("a", "f", "r"))
+
+    def roles(self, *messages: Message) -> list[str]:
+        return [item["role"] for item in json.loads(encode(ModelRequest(messages=messages)))["messages"]]
+
+    def test_they_join_the_users_messages_next_to_them(self) -> None:
+        first, last = UserMessage("Do it.", (Image(b"x", "image/png"),)), UserMessage("And then?")
+        assert self.roles(first, self.SUMMARY, *self.TURN) == ["user", "assistant", "tool"]
+        assert self.roles(first, self.SUMMARY, last, *self.TURN) == ["user", "assistant", "tool"]
+        [item, *_] = json.loads(encode(ModelRequest(messages=(first, self.SUMMARY, last))))["messages"]
+        assert [part["type"] for part in item["content"]] == ["image_url", "text"]
+        assert item["content"][1]["text"] == "Do it.\n\n[left out]\n\nAnd then?"
+
+    def test_what_a_person_said_in_two_messages_stays_two(self) -> None:
+        assert self.roles(UserMessage("a"), UserMessage("b"), *self.TURN, UserMessage("c")) == [
+            "user",
+            "user",
+            "assistant",
+            "tool",
+            "user",
+        ]
+
+    def test_a_conversation_that_goes_on_extends_it(self) -> None:
+        messages: tuple[Message, ...] = (UserMessage("Do it."), self.SUMMARY, *self.TURN)
+        encoder = ChatCodec().encoder("m")
+        first = encoder.encode(ModelRequest(messages=messages))
+        longer = ModelRequest(messages=(*messages, UserMessage("And?"), *self.TURN))
+        assert encoder.encode(longer).startswith(first[:-2])
+        assert encoder.encode(longer) == encode(longer)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.wire.test_ollama_decode import WHOLE, decode
 from treadle.errors import UsageError
@@ -61,7 +62,7 @@ def test_golden_bytes() -> None:
         messages=CONVERSATION, instructions="Be brief.", tools=(TOOL,), options=Options(temperature=0.0, top_p=0.5, max_tokens=9, stop=("\n",), seed=1, reasoning="low", extra_body={"keep_alive": "1m", "options": {"num_ctx": 8192, "top_k": 5}})
     )  # fmt: skip
     assert encode(request, num_ctx=4096).decode() == (
-        '{"model":"qwen3","stream":true,"think":true,'
+        '{"model":"qwen3","stream":true,"truncate":false,"shift":false,"think":true,'
         '"options":{"num_ctx":8192,"num_predict":9,"temperature":0.0,"top_p":0.5,"seed":1,"stop":["\\n"],"top_k":5},"keep_alive":"1m",'
         '"tools":[{"type":"function","function":{"name":"get_weather","description":"Weather.","parameters":{"type":"object","properties":{}}}}],'
         '"messages":[{"role":"system","content":"Be brief."},'
@@ -80,14 +81,14 @@ def test_golden_bytes() -> None:
 
 def test_what_is_not_set_is_not_sent() -> None:
     assert encode(ModelRequest(messages=(UserMessage("x"),))) == (
-        b'{"model":"qwen3","stream":true,"messages":[{"role":"user","content":"x"}]}'
+        b'{"model":"qwen3","stream":true,"truncate":false,"shift":false,"messages":[{"role":"user","content":"x"}]}'
     )
 
 
 def test_a_schema_for_the_answer() -> None:
     output = OutputSchema(name="weather", schema=TOOL.parameters)
     assert encode(ModelRequest(messages=(), output=output)) == (
-        b'{"model":"qwen3","stream":true,"format":{"type":"object","properties":{}},"messages":[]}'
+        b'{"model":"qwen3","stream":true,"truncate":false,"shift":false,"format":{"type":"object","properties":{}},"messages":[]}'
     )
 
 
@@ -96,8 +97,20 @@ def test_the_codec() -> None:
     assert (codec.path, codec.continuable) == ("/api/chat", False)
 
 
-def test_num_ctx_of_the_codec() -> None:
+def test_num_ctx_is_what_the_run_plans_with_else_the_codecs() -> None:
     assert json.loads(encode(ModelRequest(messages=()), num_ctx=32768))["options"] == {"num_ctx": 32768}
+    planned = ModelRequest(messages=(), window_tokens=16384)
+    assert json.loads(encode(planned, num_ctx=32768))["options"] == {"num_ctx": 16384}
+    own = structs.replace(planned, options=Options(extra_body={"options": {"num_ctx": 8192}}))
+    assert json.loads(encode(own))["options"] == {"num_ctx": 8192}
+
+
+def test_a_prompt_that_does_not_fit_is_to_be_refused_and_not_cut_unless_the_caller_wants_it() -> None:
+    sent = json.loads(encode(ModelRequest(messages=())))
+    assert (sent["truncate"], sent["shift"]) == (False, False)
+    cutting = ModelRequest(messages=(), options=Options(extra_body={"truncate": True, "shift": True}))
+    sent = json.loads(encode(cutting))
+    assert (sent["truncate"], sent["shift"]) == (True, True)
 
 
 def test_a_decoded_reply_goes_back_as_it_came() -> None:
@@ -230,7 +243,8 @@ class TestOfficialSdk:
             output=OutputSchema(name="weather", schema=TOOL.parameters),
             options=Options(temperature=0.5, top_p=0.5, max_tokens=9, stop=("x",), seed=1, reasoning="medium"),
         )
-        assert json.loads(encode(request, num_ctx=8192)) == theirs
+        # The package has no fields for these two.
+        assert json.loads(encode(request, num_ctx=8192)) == theirs | {"truncate": False, "shift": False}
         assert path == OllamaCodec.path
 
     def test_the_same_answer(self) -> None:

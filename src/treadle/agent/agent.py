@@ -138,7 +138,7 @@ class Agent:
         Args:
             output: The type the answer has to be, which `result.output` then is: a dataclass, a msgspec Struct, a TypedDict, a
                 pydantic model, `list[...]`, ... Servers that can be held to a schema are; an answer that does not fit is sent back
-                once.
+                once. (A union or a `Literal` works too, and type checkers refuse it here: put it into a dataclass.)
 
         Raises:
             ModelError: A model call failed; `error.result` has what came before it.
@@ -246,6 +246,8 @@ class Agent:
 
         drivers = (self.driver, *self.fallback)
         wanted = OutputType(output) if output is not None else None
+        can_read_results = any(spec.name == "read_result" for spec in self._specs)
+        looks_after = Context(context or self._context, drivers, limits, can_read_results=can_read_results)
 
         def request(state: State, step: CallModel) -> ModelRequest:
             made = ModelRequest(
@@ -254,9 +256,11 @@ class Agent:
                 tools=self._specs,
                 options=options,
                 run_id=state.run_id,
+                revision=state.revision,
                 turn=step.turn,
                 attempt=step.attempt,
                 continues=state.continues,
+                window_tokens=looks_after.window_tokens(step.driver),
                 timeouts=limits.timeouts,
             )
             return shaped(made, wanted, drivers[step.driver].schema_support, state) if wanted is not None else made
@@ -271,7 +275,7 @@ class Agent:
             limits=limits,
             request=request,
             recovery=Recovery(policy=self._retry, strategy=self._strategy, on_interrupted=settings.get("on_interrupted", "fail")),
-            context=Context(context or self._context, drivers, limits, can_read_results=any(t.name == "read_result" for t in self._specs)),
+            context=looks_after,
             after_answer=after,
             value_of=lambda state: value_of(state, wanted),
             approvals=check_approvals(settings["approvals"]) if "approvals" in settings else self.approvals,

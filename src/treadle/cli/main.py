@@ -75,6 +75,7 @@ def run(prompt: str, options: AgentOptions, save: Path | None, print_request: bo
         --approve "allow:shell:pytest -q" --approve "allow:edit_file:src/*"
                                                                         asks about all but these
     treadle run "Sum up https://..." --tools fetch --approve "allow:fetch:host=docs.python.org"
+    treadle run "..." --model ollama/qwen3:8b --window 16384            loads the model with this window, and keeps within it
     treadle run "..." --tools files -w ~/notes --save run.json < /dev/null
                                                                         stops where somebody has to decide
     treadle resume run.json --tools files -w ~/notes --yes              and goes on
@@ -165,7 +166,7 @@ def _go(
 ) -> NoReturn:
     """Run a prompt, or carry a run on, and exit with its code."""
     same_options = repeated()
-    with _model(options.model, note=not options.as_json) as driver:
+    with _model(options) as driver:
         agent = options.agent(driver, tools, saved)
         code = watch(
             agent,
@@ -180,7 +181,7 @@ def _go(
 
 def _print_request(options: AgentOptions, tools: Sequence[FunctionTool[..., Any]], prompt: str) -> None:
     """As text, or with --json as a line whose `body` is the JSON that is sent."""
-    with _model(options.model, note=not options.as_json) as driver:
+    with _model(options) as driver:
         request = asyncio.run(options.agent(driver, tools, None).next_request(prompt))
     if options.as_json:
         shown = {"method": request.method, "url": request.url, "headers": request.headers, "body": json.loads(request.body)}
@@ -268,21 +269,22 @@ def _errors() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _model(model: str, *, note: bool) -> Generator[Driver]:
+def _model(options: AgentOptions) -> Generator[Driver]:
     """The model to run on. A .gguf file is served for as long as the block lasts; a server to be found is found, and named."""
     from treadle.drivers.catalog import driver_for
     from treadle.drivers.discovery import DiscoveredDriver
 
-    if model.lower().endswith(".gguf"):
+    if options.model.lower().endswith(".gguf"):
         from treadle.drivers.embedded import LlamaServer
 
-        with LlamaServer(Path(model)) as server:
+        window = {} if options.window is None else {"n_ctx": options.window}
+        with LlamaServer(Path(options.model), **window) as server:
             yield server.driver
         return
-    driver = driver_for(model)
+    driver = driver_for(options.model)
     if isinstance(driver, DiscoveredDriver):
         with contextlib.suppress(ModelError):  # the run says it again, as its last event
             driver = asyncio.run(driver.resolve())
-            if note:
+            if not options.as_json:
                 click.secho(f"model: {driver.model} at {driver.base_url}", err=True, dim=True)
     yield driver

@@ -19,6 +19,8 @@ from msgspec import Struct
 from treadle.agent.agent import Agent
 from treadle.cli.approve import policy_of
 from treadle.errors import UsageError
+from treadle.policy.compaction import Compaction, ModelSummary, local_summary, sliding_window
+from treadle.policy.context import ContextPolicy
 from treadle.tools.function import FunctionTool, as_tool
 from treadle.values.limits import Limits
 from treadle.values.ports import Driver, Journal
@@ -35,6 +37,12 @@ KITS = {
     "fetch": "read web pages",
     "todo": "a to-do list",
     "ask": "questions to you",
+}
+
+_COMPACTIONS: dict[str, Callable[[], Compaction]] = {
+    "local": lambda: local_summary,
+    "model": ModelSummary,
+    "window": lambda: sliding_window,
 }
 
 _INSTRUCTIONS = "You work in a directory on the user's computer. Paths are relative to it."
@@ -58,6 +66,8 @@ class AgentOptions(Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     temperature: float | None
     seed: int | None
+    window: int | None
+    compaction: str
     as_json: bool
 
     def agent(self, driver: Driver, tools: Iterable[FunctionTool[..., Any]], journal: Journal | None) -> Agent:
@@ -73,6 +83,7 @@ class AgentOptions(Struct, frozen=True, kw_only=True):
             options=Options(max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed),
             limits=Limits() if self.max_turns is None else Limits(max_turns=self.max_turns),
             approvals=policy_of(self.approve, tools),
+            context=ContextPolicy(window_tokens=self.window, compaction=_COMPACTIONS[self.compaction]()),
             journal=journal,
         )
 
@@ -152,6 +163,21 @@ _OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(1), help="Output tokens a turn, as asked of the server."),
     click.option("--temperature", type=float, help="Sampling temperature. Not set: the server decides."),
     click.option("--seed", type=int, help="Sampling seed."),
+    click.option(
+        "--window",
+        type=click.IntRange(256),
+        metavar="TOKENS",
+        help="The model's context window. A conversation that comes near it is shortened before it is sent. Ollama and a .gguf file are"
+        " served with this window; of other servers it must be what they have.  [default: the server is asked]",
+    ),
+    click.option(
+        "--compaction",
+        type=click.Choice(tuple(_COMPACTIONS)),
+        default="local",
+        show_default=True,
+        help="What stands for the oldest turns then. local: their calls and results in extracts. model: a summary that the model writes,"
+        " which takes a call. window: nothing.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON. Nobody is asked anything then."),
 )
 

@@ -18,12 +18,15 @@ from treadle.cli.text import exact, harmless, one_line, shown_call, styled_rows
 from treadle.values.events import (
     ApprovalRequested,
     Asked,
+    Compacted,
+    ContextPlanned,
     Discarded,
     Ended,
     Event,
     Failed,
     Omitted,
     Prompted,
+    Pruned,
     Repaired,
     Replied,
     Resumed,
@@ -45,6 +48,9 @@ _DISPLAY_LINES_PLAIN = 12
 
 _Key: TypeAlias = tuple[int, int]
 """Turn and position: the name of a call in its run."""
+
+_Remarkable: TypeAlias = Retried | Discarded | Repaired | Omitted | Prompted | Pruned | Compacted
+"""What the run did that is neither the model's doing nor a tool's."""
 
 
 class Renderer(Protocol):
@@ -128,6 +134,7 @@ class Plain:
         self._at_line_start = True
         self._counter = _Counter(now)
         self._running: dict[_Key, str] = {}
+        self._windows = _Windows()
 
     def show(self, event: Event) -> None:
         self._counter.see(event)
@@ -148,7 +155,10 @@ class Plain:
                 self._note(f"~ {self._running.get((turn, position), 'a tool')}: {_remark(event)}")
             case ApprovalRequested():
                 self._end_line()  # what waits is asked about, or listed at the end
-            case Retried() | Discarded() | Repaired() | Omitted() | Prompted():
+            case ContextPlanned():
+                if said := self._windows.said(event):
+                    self._note(f"{'!' if event.warning else '~'} {said}")
+            case Retried() | Discarded() | Repaired() | Omitted() | Prompted() | Pruned() | Compacted():
                 self._note(f"~ {_remark(event)}")
             case Ended(stop_reason=stop_reason):
                 self._stopped()
@@ -222,6 +232,7 @@ class Terminal:
         self._live: Live | None = None
         self._together = 0  # how many tools ran at the same time, at most, since the first of them started
         self._first_began = 0.0
+        self._windows = _Windows()
         self._is_gap = True  # the last line is an empty one, or there is none yet
 
     def show(self, event: Event) -> None:
@@ -248,7 +259,11 @@ class Terminal:
                 self._line(("↻ ", "yellow"), (running.call if running else "a tool", ""), (f"  {_remark(event)}", "dim"))
             case ApprovalRequested():
                 self._gap()  # what waits is asked about, or listed at the end
-            case Retried() | Discarded() | Repaired() | Omitted() | Prompted():
+            case ContextPlanned(warning=warning):
+                if said := self._windows.said(event):
+                    mark, style = (("! ", "bold yellow"), "yellow") if warning else (("↻ ", "yellow"), "dim")
+                    self._line(mark, (said, style))
+            case Retried() | Discarded() | Repaired() | Omitted() | Prompted() | Pruned() | Compacted():
                 self._line(("↻ ", "yellow"), (_remark(event), "dim"))
             case Ended(stop_reason=stop_reason):
                 self._stop_running()
@@ -368,8 +383,20 @@ class Terminal:
             self._streaming = None
 
 
-def _remark(event: Retried | ToolRetried | Discarded | Repaired | Omitted | Prompted) -> str:
-    """What the run did that is neither the model's doing nor a tool's."""
+class _Windows:
+    """The windows that were told of, so that a run which is carried on does not tell of them again."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] = {}
+
+    def said(self, event: ContextPlanned) -> str | None:
+        if self._told.get(event.model) == event.window_tokens:
+            return None
+        self._told[event.model] = event.window_tokens
+        return event.warning or f"the window of {event.model} is {event.window_tokens:,} tokens ({event.source})"
+
+
+def _remark(event: _Remarkable | ToolRetried) -> str:
     match event:
         case Retried(error=error, wait_s=wait_s, driver=driver, model=model):
             then = f"going on with {model}" if driver else "trying again"
@@ -386,6 +413,20 @@ def _remark(event: Retried | ToolRetried | Discarded | Repaired | Omitted | Prom
             return "the model was asked for the answer in its form"
         case Prompted():
             return "the reasoning reached its limit; the model was asked for the answer"
+        case Pruned(results=results, to_chars=to_chars):
+            return f"conversation shortened: {_plural(len(results), 'result')} cut to {to_chars:,} characters, {_shrunk(event)}"
+        case Compacted(dropped=dropped, summary=summary, how=how, emergency=emergency):
+            why = "refused by the server as too long, so shortened" if emergency else "shortened"
+            done = "left out" if summary is None else "summed up"
+            return f"conversation {why}: {_plural(len(dropped), 'message')} {done} ({how}), {_shrunk(event)}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _shrunk(event: Pruned | Compacted) -> str:
+    return f"about {event.tokens_before:,} → {event.tokens_after:,} tokens"
 
 
 def _display_of(result: ToolMessage, person: Person | None) -> str | None:

@@ -19,6 +19,7 @@ from treadle.core.state import apply
 from treadle.core.step import CallModel, CallTools, next_step
 from treadle.errors import ContextOverflow, ModelError, OutputInvalid, TreadleError
 from treadle.policy.meter import Meter
+from treadle.policy.prefix import told
 from treadle.policy.recovery import decide
 from treadle.store.append import Writer
 from treadle.values.events import (
@@ -28,7 +29,6 @@ from treadle.values.events import (
     Event,
     Fact,
     Failed,
-    Omitted,
     Replied,
     Retried,
 )
@@ -65,6 +65,7 @@ class Loop:
         self._writer = Writer(plan.journal, state.run_id, self._accept)
         self._connections: dict[int, Connection] = {}
         self._receiving: ReplyStream | None = None
+        self._result: RunResult | None = None
 
     async def drive(self) -> None:
         """Take steps until the run has ended.
@@ -110,8 +111,10 @@ class Loop:
 
     @property
     def result(self) -> RunResult:
-        """What has come of the run so far."""
-        return RunResult.of(self.state, self._plan.value_of(self.state))
+        """What has come of the run so far. The same object as long as nothing happens."""
+        if self._result is None or self._result.state is not self.state:
+            self._result = RunResult.of(self.state, self._plan.value_of(self.state))
+        return self._result
 
     def abandon(self) -> None:
         """End the run as cancelled at once, for a task that will not do it: nothing it does later is accepted."""
@@ -143,8 +146,7 @@ class Loop:
                 await asyncio.sleep(step.wait_s)
             async with self._connections[step.driver].open(request) as stream:
                 self._receiving = stream
-                for left_out in stream.omitted:
-                    fact = Omitted(turn=step.turn, model=driver.model, what=left_out.what, why=left_out.why, count=left_out.count)
+                for fact in told(stream, request, driver):
                     await self._writer.append(fact)
                 async for deltas in stream:
                     if deltas and self._watch is not None:

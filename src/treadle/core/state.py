@@ -19,6 +19,7 @@ from treadle.values.events import (
     Fact,
     Failed,
     Omitted,
+    PrefixMoved,
     Prompted,
     Pruned,
     Repaired,
@@ -68,10 +69,12 @@ def apply(state: State, fact: Fact) -> State:
                 called=bool(fact.message.calls),
                 last_usage=fact.usage if fact.cut is None else None,
                 counted_messages=len(state.closed) + bool(fact.message.content),
-                is_cold=fact.usage.cached_input_tokens == 0,
+                # After a change of ours the cache had to miss; that says nothing about the next turn.
+                is_cold=fact.usage.cached_input_tokens == 0 and state.last_usage is not None,
                 overflowed=False,
                 finish=fact.finish,
                 usage=fact.usage if state.usage is None else state.usage + fact.usage,
+                cache=state.cache.after(fact.usage),
                 cut=fact.cut,
                 attempt=0,
                 attempts_on_driver=0,
@@ -97,7 +100,9 @@ def apply(state: State, fact: Fact) -> State:
         attempt = state.attempt + (state.stop_reason != "waiting_approval")
         calls = tuple(replace(call, stale=True) if call.waits else call for call in state.open_calls)
         fresh = replace(state, stop_reason=None, error=None, partial=None, continues=None, shown_as=0, wait_s=0.0)
-        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls, output_asks=0, is_cold=True)
+        # What was learnt of a server in the segment before may not be true of the one that is asked now.
+        fresh = replace(fresh, last_usage=None, is_cold=True, overflowed=False, schema_refused=False, output_asks=0)
+        return replace(fresh, attempt=attempt, attempts_on_driver=0, driver=0, open_calls=calls)
     if isinstance(fact, Retried):
         return replace(
             state,
@@ -111,6 +116,7 @@ def apply(state: State, fact: Fact) -> State:
             last_usage=state.last_usage if fact.driver == state.driver else None,
             is_cold=state.is_cold or fact.driver != state.driver,
             overflowed=fact.driver == state.driver and (state.overflowed or fact.error.kind == "ContextOverflow"),
+            output_asks=state.output_asks if fact.driver == state.driver else 0,
             schema_refused=fact.schema_refused or (state.schema_refused and fact.driver == state.driver),
             output_tokens=state.output_tokens + fact.output_tokens,
             reasoning_tokens=state.reasoning_tokens + fact.reasoning_tokens,
@@ -121,6 +127,8 @@ def apply(state: State, fact: Fact) -> State:
         return replace(state, closed=pruned(state.closed, fact), revision=state.revision + 1, last_usage=None)
     if isinstance(fact, Compacted):
         return _compacted(state, fact)
+    if isinstance(fact, PrefixMoved):
+        return replace(state, cache=state.cache.broken(fact.component, fact.lost_tokens))
     if isinstance(fact, Prompted):
         asked = replace(state, closed=(*state.closed, fact.message), finish=None, cut=None)
         return replace(asked, output_asks=state.output_asks + 1) if fact.why == "output" else replace(asked, prompted=True)
@@ -157,7 +165,9 @@ def _compacted(state: State, fact: Compacted) -> State:
             kept.append(fact.summary)
         if index not in gone:
             kept.append(message)
-    usage = state.usage if fact.usage is None or state.usage is None else state.usage + fact.usage
+    usage = state.usage
+    if fact.usage is not None:
+        usage = fact.usage if usage is None else usage + fact.usage
     return replace(
         state,
         closed=tuple(kept),

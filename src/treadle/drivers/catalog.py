@@ -145,7 +145,8 @@ PRESETS: dict[str, Preset] = {
             base_url="http://127.0.0.1:11434/v1",
             address_env=("OLLAMA_HOST",),
             key_env="OLLAMA_API_KEY",
-            formats=("chat", "ollama", "responses", "anthropic"),
+            # Its own first: the only one in which a window can be asked for, and a prompt that is too long is refused, not cut.
+            formats=("ollama", "chat", "responses", "anthropic"),
             start_hint="ollama serve",
             fetch_hint="ollama pull {model}",
         ),
@@ -291,7 +292,7 @@ def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
     Args:
         model: `provider/name` (the first slash splits), `provider` (the first chat model of that server), `local` (find
             a running server and pick a model), `URL#name`, or a URL (its first chat model). With `FORMAT+` in front the
-            server is asked in that wire format: `anthropic+http://host/v1#name`, `ollama+ollama/name`.
+            server is asked in that wire format: `anthropic+http://host/v1#name`, `chat+ollama/name`.
         api_key: The key to send, instead of the one in the provider's own variable.
 
     Raises:

@@ -18,7 +18,7 @@ from treadle.drivers.counting import counter_for
 from treadle.drivers.formats import asked_at, codec_in, listing_url
 from treadle.drivers.hosted import hosted_info
 from treadle.drivers.http import HttpDriver
-from treadle.drivers.servers import Found, look_at
+from treadle.drivers.servers import OLLAMA_FILE, Found, look_at
 from treadle.errors import ConnectFailed, ModelError, ModelNotFound, UsageError
 from treadle.values.ports import Connection
 from treadle.values.request import ModelInfo, ModelRequest, SchemaSupport
@@ -99,12 +99,13 @@ def http_driver(
             error = ConnectFailed(f"{base_url} does not say what it serves")
             error.hint = await explain_for(listing, model=model, api_key=key)(error) or error.hint
             raise error
+        takes_window = found.server == "ollama" and format == "ollama"
         for each in found.models:
             if each.model in (model, f"{model}:latest"):
-                return structs.replace(each, model=model)
+                return structs.replace(each, model=model, window_on_request=takes_window and each.window_source != OLLAMA_FILE)
         if found.server == "llamacpp" and len(found.models) == 1:  # it takes any name (captured)
             return structs.replace(found.models[0], model=model)
-        return ModelInfo(model=model, server=found.server)
+        return ModelInfo(model=model, server=found.server, window_on_request=takes_window)
 
     return HttpDriver(
         codec,
@@ -217,8 +218,11 @@ class DiscoveredDriver:
         if not choices:
             raise self._nothing(found, tried, [] if self.model == "local" else _instead((await discover())[0]))
         server, info = min(choices, key=lambda choice: _rank(choice[1]))
-        name = (f"{self._format}+" if self._format else "") + label(server, info.model)
-        driver = self._at(server.base_url, info.model, name, server.server)
+        named = label(server, info.model)
+        # As what is typed to get it again is asked: a server by its name in its own format, an address as it is.
+        own = PRESETS[server.server].formats[0] if named == f"{server.server}/{info.model}" else None
+        name = f"{self._format}+{named}" if self._format else named
+        driver = self._at(server.base_url, info.model, name, server.server, self._format or own)
         self._driver = self._driver or driver  # of two runs that asked at once, the first decides
         return self._driver
 
@@ -228,14 +232,14 @@ class DiscoveredDriver:
         best = min(found, key=lambda f: (all(m.model != self._name for m in f.models), f.server != preset.name), default=None)
         url = best.base_url if best else addresses(preset)[0]
         kind = best.server if best else preset.name
-        driver = self._at(url, self._name, self.model, kind)
+        driver = self._at(url, self._name, self.model, kind, self._format)
         if best:
             self._driver = self._driver or driver
         return driver  # if nobody answered, its own error will say so, and next time we look again
 
-    def _at(self, base_url: str, model: str, name: str, server: str) -> HttpDriver:
-        url = asked_at(self._format, base_url)
-        return http_driver(url, model, name=name, api_key=self._api_key, server=server, format=self._format)
+    def _at(self, base_url: str, model: str, name: str, server: str, format: str | None) -> HttpDriver:
+        url = asked_at(format, base_url)
+        return http_driver(url, model, name=name, api_key=self._api_key, server=server, format=format)
 
     def _nothing(self, found: list[Found], tried: list[str], instead: list[str]) -> ModelError:
         presets = [PRESETS[self._provider]] if self._provider else [p for p in PRESETS.values() if p.local]
@@ -316,6 +320,8 @@ def _without_model(here: Found, model: str) -> str:
 def _without_format(here: Found, format: str | None) -> str:
     if format in (None, "chat"):
         return ""
+    if format == "ollama":  # what an Ollama is asked in unless one says otherwise
+        return f"{_title(here.server)} has that model, and nothing where Ollama's own format is spoken: put `chat+` in front of the name."
     return f"{_title(here.server)} has that model, and nothing where `{format}` is spoken: leave `{format}+` out, or try another."
 
 

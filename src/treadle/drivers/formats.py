@@ -38,8 +38,9 @@ def _responses(model: str, dialect: Dialect) -> Codec:
 
 def _anthropic(model: str, dialect: Dialect) -> Codec:
     from treadle.wire.anthropic import AnthropicCodec
+    from treadle.wire.anthropic_requests import AnthropicDialect
 
-    return AnthropicCodec()
+    return AnthropicCodec(AnthropicDialect(bearer=True))  # vLLM reads a key nowhere else
 
 
 def _gemini(model: str, dialect: Dialect) -> Codec:

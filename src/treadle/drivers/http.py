@@ -32,9 +32,10 @@ from treadle.errors import (
 from treadle.values.events import Delta
 from treadle.values.limits import Timeouts
 from treadle.values.outgoing import HIDDEN, HttpRequest
-from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
+from treadle.values.request import ModelInfo, ModelRequest, Omission, PrefixMove, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.wire.codec import Codec, Decoder, Encoder
+from treadle.wire.ledger import Following, Ledger
 
 __all__ = ["HttpConnection", "HttpDriver", "HttpReply", "get_json"]
 
@@ -92,6 +93,7 @@ class HttpDriver:
         self.codec = codec
         self.served_model = model
         self.calibration = Calibration()
+        self.ledger = Ledger()  # of what was sent: the next run may go on with it
         self._api_key = api_key
         self._key_header = key_header
         self._headers = dict(headers or {})
@@ -191,6 +193,8 @@ class HttpConnection:
         self._driver = driver
         self.client = client
         self._encoder: Encoder = driver.codec.encoder(driver.served_model)
+        self._untold: list[Omission] = []  # the encoder says each once, and a request may fail before anybody hears of it
+        self.following = Following(driver.ledger)
         self._url = driver.base_url + driver.codec.path
 
     def open(self, request: ModelRequest) -> HttpReply:
@@ -199,11 +203,19 @@ class HttpConnection:
     def encode(self, request: ModelRequest) -> bytes:
         if self._driver.check is not None:
             self._driver.check(request)
-        return self._encoder.encode(request)
+        body = self._encoder.encode(request)
+        self._untold += self._encoder.omitted
+        return body
 
-    @property
-    def omitted(self) -> Sequence[Omission]:
-        return self._encoder.omitted
+    def take_omitted(self) -> Sequence[Omission]:
+        """What requests left out since this was asked last."""
+        taken = tuple(self._untold)
+        self._untold.clear()
+        return taken
+
+    def sending(self) -> None:
+        """What was encoded last is sent now, so it is what servers will have in their caches."""
+        self.following.sent(self._encoder.prefix, self._encoder.moved)
 
     def said(self, request: ModelRequest) -> HttpRequest:
         """What `open` would send."""
@@ -268,17 +280,16 @@ class HttpReply:
         self._closed: asyncio.Future[None] | None = None  # of the connection, which other replies will use
         self._draining = False
         self._over = False
+        self.omitted: Sequence[Omission] = ()
+        self.moved: PrefixMove | None = None
 
     @property
     def reply(self) -> Reply:
         return self._decoder.reply
 
-    @property
-    def omitted(self) -> Sequence[Omission]:
-        return self._connection.omitted
-
     async def __aenter__(self) -> Self:
         body = self._connection.encode(self._request)
+        self._connection.sending()
         timeouts = self._timeouts
         # About four bytes a token; a better estimate belongs to whoever makes the request.
         self._first_token_s = timeouts.first_token_s + len(body) / 4 * timeouts.first_token_ms_per_prompt_token / 1000
@@ -303,6 +314,8 @@ class HttpReply:
                 self._closed.add_done_callback(_retrieve)  # once, however many replies use the connection
                 self._closed.add_done_callback(self._lost)
         self._expect_within(self._deadline - asyncio.get_running_loop().time())
+        self.omitted = self._connection.take_omitted()
+        self.moved = self._connection.following.take()
         return self
 
     async def __aexit__(self, *_: object) -> None:

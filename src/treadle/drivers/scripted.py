@@ -84,6 +84,7 @@ class ScriptedDriver:
 
 class _ScriptedReply:
     omitted: tuple[Omission, ...] = ()
+    moved = None
 
     def __init__(self, turn: str | AssistantMessage | Reply, request: ModelRequest) -> None:
         message = AssistantMessage((Text(turn),)) if isinstance(turn, str) else turn

@@ -4,7 +4,7 @@ Everything asked here is outside data from whoever listens on a port: answers of
 could not be shown are left out, sizes and times are bounded, and nothing that comes back raises.
 
 The answers of llama.cpp and vLLM were captured; Ollama's and LM Studio's are as their documentation has them
-(docs.ollama.com/api, lmstudio.ai/docs/developer/rest/endpoints; 2026-11).
+(docs.ollama.com/api, lmstudio.ai/docs/developer/rest; 2026-11). The table with every source is in docs/context-windows.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
 
-from treadle.drivers.address import ApiKey, check_url
+from treadle.drivers.address import ApiKey, check_url, proxy_for, usable_key
 from treadle.drivers.http import get_json
 from treadle.errors import UsageError
 from treadle.values.request import ModelInfo
 
-__all__ = ["Found", "look_at"]
+__all__ = ["OLLAMA_FILE", "Found", "look_at"]
+
+OLLAMA_FILE = "POST /api/show parameters num_ctx"
+"""The source of a window that is set with the model, in its Modelfile."""
 
 _MAX_MODELS = 200
 _MAX_ASKED = 24  # models whose details are asked one by one
@@ -58,16 +61,20 @@ async def look_at(base_url: str, *, api_key: ApiKey = None, timeout_s: float = 1
         only: The one model whose details matter, where each has to be asked for.
 
     Raises:
-        UsageError: `base_url` is no HTTP address.
+        UsageError: `base_url` is no HTTP address; or a test that is to stay offline does not let it be asked.
     """
     base_url = check_url(base_url)
+    try:
+        usable_key(api_key)
+        proxy_for(base_url)
+    except UsageError:
+        return None  # a key that cannot be sent, a SOCKS proxy: of this address nobody can be asked, of others perhaps
     clock = asyncio.get_running_loop().time
     deadline = clock() + timeout_s
 
     async def ask(url: str, body: Any = None) -> Any:
         left_s = deadline - clock()
-        # UsageError: a SOCKS proxy; ValueError: a key or a host that cannot be sent.
-        with contextlib.suppress(TimeoutError, UsageError, ValueError):
+        with contextlib.suppress(TimeoutError, ValueError):  # ValueError: a host that cannot be sent
             return await get_json(url, timeout_s=left_s, body=body, api_key=api_key) if left_s > 0 else None
         return None
 
@@ -96,10 +103,11 @@ _Models = list[ModelInfo] | None
 
 
 async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    """A model that is not loaded has a window only if its file sets one.
+    """The window is the one that the model's file sets; else that of the loaded model.
 
-    Otherwise the server decides when it loads it, often for 4,096 tokens, and cuts longer prompts without a word. What
-    the model was trained for is no promise of that.
+    Otherwise the server decides when it loads it: by OLLAMA_CONTEXT_LENGTH, which it does not tell, else by its memory, 4,096
+    tokens with less than 24 GiB of VRAM. What the model was trained for is no promise of that. A request that names no window
+    has the model loaded anew if it is in memory with another than these (ollama/ollama#18129), so the file goes first.
     """
     version, running = await asyncio.gather(ask(f"{root}/api/version"), ask(f"{root}/api/ps"))
     if not sure and not isinstance(_at(version, "version"), str):
@@ -120,19 +128,23 @@ async def _ollama(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only
         trained = _tokens(_at(show, "model_info", f"{_at(show, 'model_info', 'general.architecture')}.context_length"))
         window, source = loaded.get(name), "GET /api/ps context_length"
         set_to = re.search(r"^num_ctx\s+(\d{1,9})$", str(_at(show, "parameters")), re.MULTILINE)
-        if window is None and set_to:
-            window, source = _tokens(int(set_to[1])), "POST /api/show parameters num_ctx"
+        if set_to and int(set_to[1]):
+            window, source = _tokens(int(set_to[1])), OLLAMA_FILE
         elif window is None and _at(show, "remote_host"):  # runs in Ollama's cloud, with all it was trained for
             window, source = trained, "POST /api/show model_info.context_length"
         window = min(window, trained or window) if window else None
         in_memory = name in loaded if isinstance(_at(running, "models"), list) else None
-        models.append(_info(name, "ollama", window, source, abilities, in_memory))
+        models.append(_info(name, "ollama", window, source, abilities, in_memory, most=trained))
     return models
 
 
 async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
     """Unknown paths are answered with 200 and an error here. A model not loaded has no window yet, as with Ollama."""
-    answer = _at(await ask(f"{root}/api/v0/models"), "data")
+    newer, older = await asyncio.gather(ask(f"{root}/api/v1/models"), ask(f"{root}/api/v0/models"))
+    entries = _dicts(_at(newer, "models"))
+    if entries and all(_is_name(e.get("key")) and isinstance(e.get("loaded_instances"), list) for e in entries):
+        return [model for entry in entries for model in _lmstudio_models(entry)]
+    answer = _at(older, "data")
     entries = [e for e in _dicts(answer) if _is_name(e.get("id")) and isinstance(e.get("state"), str)]
     if not isinstance(answer, list) or len(entries) < len(_dicts(answer)):
         return [_plain(entry, "lmstudio") for entry in listed or ()] if sure else None
@@ -142,8 +154,29 @@ async def _lmstudio(ask: _Ask, root: str, listed: _Listed | None, sure: bool, on
         words = _words(entry.get("capabilities")) | {str(entry.get("type"))}
         named = {"tool_use": "tools", "vlm": "vision", "embeddings": "embedding"}
         abilities = frozenset(named[word] for word in words if word in named)
-        models.append(_info(entry["id"], "lmstudio", window, source, abilities, entry["state"] == "loaded"))
+        most = _tokens(entry.get("max_context_length"))
+        models.append(_info(entry["id"], "lmstudio", window, source, abilities, entry["state"] == "loaded", most=most))
     return models
+
+
+def _lmstudio_models(entry: dict[str, Any]) -> list[ModelInfo]:
+    """A model of LM Studio 0.4 and later, or its loaded instances, which have names and windows of their own."""
+    source = "GET /api/v1/models loaded_instances.config.context_length"
+    said = _at(entry, "capabilities")
+    abilities = {"tools"} if _at(said, "trained_for_tool_use") is True else set[str]()
+    if _at(said, "vision") is True:
+        abilities.add("vision")
+    if entry.get("type") == "embedding":
+        abilities.add("embedding")
+    most = _tokens(entry.get("max_context_length"))
+    loaded = [each for each in _dicts(entry["loaded_instances"]) if _is_name(each.get("id"))]
+    if not loaded:
+        return [_info(entry["key"], "lmstudio", None, source, abilities, False, most=most)]
+    windows = [(each["id"], _tokens(_at(each, "config", "context_length"))) for each in loaded]
+    if all(name != entry["key"] for name, _ in windows):  # asked for by its key, one of them answers: nobody says which
+        known = [tokens for _, tokens in windows if tokens]
+        windows.append((entry["key"], min(known) if len(known) == len(windows) else None))
+    return [_info(name, "lmstudio", tokens, source, abilities, True, most=most) for name, tokens in windows]
 
 
 async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
@@ -174,12 +207,20 @@ async def _llamacpp(ask: _Ask, root: str, listed: _Listed | None, sure: bool, on
         if _at(own, "modalities", "vision") is True or "image" in _words(_at(shape, "input_modalities")):
             abilities.add("vision")
         status = _at(entry, "status", "value") or ("sleeping" if _at(own, "is_sleeping") is True else "loaded")
-        models.append(_info(name, "llamacpp", window, source, abilities, status == "loaded"))
+        most = _tokens(_at(entry, "meta", "n_ctx_train"))
+        models.append(_info(name, "llamacpp", window, source, abilities, status == "loaded", most=most))
     return models
 
 
 async def _vllm(ask: _Ask, root: str, listed: _Listed | None, sure: bool, only: str | None) -> _Models:
-    return [_plain(entry, "vllm", loaded=True) for entry in listed or ()]
+    """An adapter names its model instead of a window (`parent`; vLLM's `show_available_models`, not captured)."""
+    windows = {entry["id"]: entry.get("max_model_len") for entry in listed or ()}
+    models: list[ModelInfo] = []
+    for entry in listed or ():
+        parent = entry.get("parent")
+        inherited = {"max_model_len": windows.get(parent)} if isinstance(parent, str) and not entry.get("max_model_len") else {}
+        models.append(_plain(entry | inherited, "vllm", loaded=True))
+    return models
 
 
 def _plain(entry: dict[str, Any], server: str, loaded: bool | None = None) -> ModelInfo:
@@ -187,12 +228,23 @@ def _plain(entry: dict[str, Any], server: str, loaded: bool | None = None) -> Mo
     return _info(entry["id"], server, window, "GET /v1/models max_model_len", frozenset(), loaded)
 
 
-def _info(name: str, server: str, window: int | None, source: str, said: AbstractSet[str], loaded: bool | None) -> ModelInfo:
+def _info(
+    name: str,
+    server: str,
+    window: int | None,
+    source: str,
+    said: AbstractSet[str],
+    loaded: bool | None,
+    *,
+    most: int | None = None,
+) -> ModelInfo:
+    unsaid = f"nobody: only the {most:,} tokens that the model can have are known" if most else None
     return ModelInfo(
         model=name,
         server=server,
         window_tokens=window,
-        window_source=source if window else None,
+        window_source=source if window else unsaid,
+        max_window_tokens=most,
         abilities=frozenset(said & {"tools", "vision", "thinking", "embedding"}),
         loaded=loaded,
     )

@@ -15,11 +15,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-from treadle.errors import ContextFloorExceedsWindow, ContextOverflow, ModelError, UsageError
-from treadle.policy.compaction import Compaction, Room, local_summary, sliding_window
-from treadle.policy.prompt_tokens import message_tokens, tools_tokens
+from treadle.errors import ContextFloorExceedsWindow, ContextOverflow, ModelError, TreadleError, UsageError
+from treadle.policy.compaction import Compaction, Room, Summary, local_summary, sliding_window
+from treadle.policy.prompt_tokens import attached_tokens, message_tokens, tools_tokens
 from treadle.policy.pruning import pays, prunable
-from treadle.policy.truncation import check_was_read
+from treadle.policy.truncation import check_was_read, since_counted
 from treadle.values.events import Compacted, ContextPlanned, Fact, Pruned
 from treadle.values.limits import Limits
 from treadle.values.messages import (
@@ -28,10 +28,10 @@ from treadle.values.messages import (
     SystemMessage,
     UserMessage,
 )
-from treadle.values.ports import Driver
+from treadle.values.ports import Driver, TokenCounter
 from treadle.values.request import ModelRequest, ToolSpec
 from treadle.values.state import State
-from treadle.values.text import shortened
+from treadle.values.text import plain_text, shortened
 from treadle.values.tokens import estimate_tokens
 from treadle.values.usage import Usage
 
@@ -43,6 +43,7 @@ _SMALL_TOKENS = 1_500
 _INFO_S = 5.0
 _NEARLY = 0.95  # of the window: beyond it a step is taken however little it brings
 _WORTH = 0.15  # of the window: what a summary has to bring that does not come down to the aim, for it moves the prefix
+_BATCH = 0.05  # of the window: what pruning has to bring before there is need, or it would move the prefix with each turn
 _PRUNE_FROM = 0.25  # of the window: below it old results cost too little to be looked at
 _SUMMARY = 0.1  # of the window
 _SHORTER = 0.8  # of what it stands for: a longer summary is not worth its place
@@ -111,6 +112,9 @@ class Context:
         self._tools: tuple[tuple[ToolSpec, ...], float] = ((), 0.0)
         self._last_tools: tuple[ToolSpec, ...] | None = None  # of the last request that was answered
         self._estimated = 0.0  # tokens of the request under way, not calibrated
+        self._guessed = 0.0  # tokens of the total that no server has counted
+        self._cannot_count: set[int] = set()
+        self._has_reasoned = False  # which may be in the counts of later prompts, and is not in their estimates
 
     def window_tokens(self, driver: int) -> int | None:
         """What a server that can be told is asked for: the setting, or what was planned with. It stays the same, for Ollama loads a
@@ -127,7 +131,8 @@ class Context:
         """
         factor = self._factors.get(driver) or self._drivers[driver].calibration.prompt_factor
         total = self._total(state, request, factor)
-        if total < _SMALL_TOKENS and driver not in self._windows:
+        is_small = total + (request.options.max_tokens or 0) < _SMALL_TOKENS
+        if is_small and driver not in self._windows and self._policy.window_tokens is None:
             return []
         if driver not in self._windows:
             return [await self._plan(self._drivers[driver], driver, turn=request.turn)]
@@ -135,13 +140,17 @@ class Context:
         room = request.options.max_tokens or 0
         trigger = max(min(window.tokens * self._policy.compact_at, window.tokens - room), window.tokens * 0.3)
         target = min(trigger, window.tokens * self._policy.compact_to)
+        is_sure = state.overflowed  # a refusal has told more than a count would
+        if not is_sure:
+            total, is_sure = await self._sure(total, (trigger, window.tokens), request, driver)
         refused = state.overflowed and self._refused_at == state.revision  # as it is now
         emergency = state.overflowed and self._refused_at >= 0
         sizes = _Sizes(total, window.tokens, target if emergency else trigger, target, emergency=emergency)
         fact = await self._shorter(state, request, driver, sizes, factor)
-        if fact is None and refused and not window.is_known and self._refusal is not None:
-            raise self._refusal  # of a size that nobody knows
-        if fact is None and (refused or (window.is_known and total > window.tokens)):
+        if fact is None and refused and self._refusal is not None and (not window.is_known or total <= window.tokens):
+            raise self._refusal  # of a size that nobody knows; or it is the answer that has no room
+        least = total if is_sure else self._least(request, factor * (1 - self._drivers[driver].calibration.prompt_error))
+        if fact is None and (refused or (window.is_known and least > window.tokens)):
             raise self._floor(state, request, window.tokens, factor)
         return [fact] if fact is not None else []
 
@@ -152,11 +161,14 @@ class Context:
         estimated = self._total(state, request, 1.0, estimated=True)
         factor = self._drivers[driver].calibration.prompt_factor
         known = self._windows[driver].tokens if driver in self._windows else self._policy.unknown_window_tokens
-        tokens = error.window_tokens or min(known, round(estimated * factor))
-        if error.prompt_tokens:
+        said = error.window_tokens if error.window_tokens and error.window_tokens > 0 else None
+        tokens = said or min(known, round(estimated * factor))
+        if error.prompt_tokens and error.prompt_tokens > 0:
             factor = error.prompt_tokens / max(estimated, 1.0)
-        self._factors[driver] = max(factor, tokens * 1.05 / max(estimated, 1.0))  # it is too long, whatever we think
-        self._windows[driver] = _Window(tokens, is_known=error.window_tokens is not None)
+        elif estimated * factor + (request.options.max_tokens or 0) <= tokens:
+            factor = tokens * 1.05 / max(estimated, 1.0)  # it is too long, whatever we think
+        self._factors[driver] = factor
+        self._windows[driver] = _Window(tokens, is_known=said is not None)
         self._refused_at, self._refusal = state.revision, error
         name = self._drivers[driver].model
         return ContextPlanned(turn=request.turn, model=name, window_tokens=tokens, source="the server's refusal")
@@ -169,33 +181,62 @@ class Context:
         """
         calibration = self._drivers[driver].calibration
         goes_on, self._last_tools = self._last_tools is request.tools, request.tools
-        check_was_read(usage, request, state, calibration, estimated=self._estimated, goes_on=goes_on)
+        check_was_read(usage, request, state, calibration, estimated=self._estimated, of_tools=self._tools[1], goes_on=goes_on)
         self._factors.pop(driver, None)
-        if not (calibration.counts_only_uncached or calibration.odd_counts):
+        if not (self._has_reasoned or calibration.counts_only_uncached or calibration.odd_counts):
             calibration.learn_prompt(self._estimated, usage.input_tokens)
+        self._has_reasoned = self._has_reasoned or bool(usage.reasoning_tokens)
 
     async def _plan(self, driver: Driver, index: int, *, turn: int) -> ContextPlanned:
         tokens, source, warning = self._policy.window_tokens, "setting", None
-        unknown = self._policy.unknown_window_tokens
+        unknown, could_have = self._policy.unknown_window_tokens, ""
         if tokens is None:
             try:
                 async with asyncio.timeout(_INFO_S):
                     info = await driver.info()
                 tokens, source = info.window_tokens, info.window_source or "the server"
                 at_most = info.max_window_tokens or unknown
+                could_have = f" (it could have {at_most:,})" if info.max_window_tokens else ""
                 if info.window_on_request and (tokens or 0) < min(unknown, at_most):
                     tokens, source = min(unknown, at_most), "num_ctx, set by treadle"
-            except (ModelError, TimeoutError):
-                tokens = None  # a server that cannot be asked will say so itself
+            except Exception:
+                tokens = None  # it is wanted, not needed; a server that cannot be asked will say so itself
+            tokens = tokens if tokens and tokens > 0 else None
         self._windows[index] = _Window(tokens or unknown, is_known=tokens is not None)
         if tokens is None:
             tokens, source = unknown, "default"
             warning = (
-                f"Nobody says how large the window of {driver.model} is, so {tokens:,} tokens are assumed. "
+                f"Nobody says how large the window of {driver.model} is{could_have}, so {tokens:,} tokens are assumed. "
                 "Set it: Agent(..., context=ContextPolicy(window_tokens=...)), or --window TOKENS."
             )
         self._asked_for[index] = tokens
         return ContextPlanned(turn=turn, model=driver.model, window_tokens=tokens, source=source, warning=warning)
+
+    def _least(self, request: ModelRequest, factor: float) -> float:
+        """What the request has at least. Nobody knows what a picture or a scan costs before the server has counted it."""
+        return factor * (self._estimated - sum(map(attached_tokens, request.messages)))
+
+    async def _sure(self, total: float, bounds: tuple[float, ...], request: ModelRequest, driver: int) -> tuple[float, bool]:
+        """The total; as the server counts it, where the estimate in it cannot say on which side of a bound it is. And: it did.
+
+        So a question is asked only near a bound, and of servers that answer it.
+        """
+        asked = self._drivers[driver]
+        band = self._guessed * asked.calibration.prompt_error
+        if driver in self._cannot_count or not any(abs(total - bound) < band for bound in bounds):
+            return total, False
+        counted = None
+        if isinstance(asked, TokenCounter):
+            try:
+                async with asyncio.timeout(_INFO_S):
+                    counted = await asked.count(request)
+            except (ModelError, TimeoutError):
+                pass
+        if counted is None:
+            self._cannot_count.add(driver)
+            return total, False
+        asked.calibration.learn_prompt(self._estimated, counted)
+        return counted, True
 
     async def _shorter(
         self, state: State, request: ModelRequest, driver: int, sizes: _Sizes, factor: float
@@ -231,6 +272,8 @@ class Context:
         if self._policy.prune == "never" or sizes.total < sizes.window * _PRUNE_FROM:
             return False
         reclaimed, rewritten = self._cut(state, old, factor)
+        if reclaimed < sizes.window * _BATCH:
+            return False
         # A run goes on for about as long as it has: the best guess where nothing else is known.
         expected = min(max(state.turn, 1), self._limits.max_turns - state.turn)
         return pays(reclaimed_tokens=reclaimed, rewritten_tokens=rewritten, expected_turns=expected, is_cold=state.is_cold)
@@ -274,8 +317,11 @@ class Context:
         room = Room(
             driver=self._drivers[driver],
             max_chars=int(room_tokens * _CHARS_PER_TOKEN / factor),
-            input_tokens=int(sizes.window * 0.6),
-            window_tokens=self.window_tokens(driver),
+            max_tokens=int(room_tokens),
+            window_tokens=sizes.window,
+            output_tokens=max(0.0, self._limits.output_tokens_per_run - state.output_tokens),
+            reasoning_tokens=max(0.0, self._limits.reasoning_tokens_per_run - state.reasoning_tokens),
+            names_window=self.window_tokens(driver),
             timeouts=self._limits.timeouts,
         )
         compaction = self._policy.compaction
@@ -287,12 +333,12 @@ class Context:
         if not best:
             return None
         messages = tuple(state.closed[index] for index in best)
-        made = await compaction(messages, room)
+        made, problem = await _made(compaction, messages, room)
         taken = sum(message_tokens(message) for message in messages)
         summary, how = None, "sliding_window"
         if made is not None:
             how = made.how
-            summary = UserMessage(shortened(made.text, room.max_chars), origin="summary")
+            summary = UserMessage(shortened(plain_text(made.text), room.max_chars), origin="summary")
             if message_tokens(summary) > taken * _SHORTER:
                 summary = None  # it would be about as long as what it stands for
         added = message_tokens(summary) if summary is not None else 0.0
@@ -302,6 +348,7 @@ class Context:
             summary=summary,
             how=how,
             emergency=sizes.emergency,
+            problem=problem,
             tokens_before=round(sizes.total),
             tokens_after=round(sizes.total - (taken - added) * factor),
             usage=made.usage if made is not None else None,
@@ -319,14 +366,18 @@ class Context:
         if self._tools[0] is not request.tools:
             self._tools = (request.tools, tools_tokens(request.tools))
         self._estimated = tokens + estimate_tokens(request.instructions or "") + self._tools[1]
-        whole = self._estimated * factor
+        whole = self._guessed = self._estimated * factor
         last = state.last_usage
-        if last is None or last.input_tokens is None or last.output_tokens is None or estimated:
+        if last is None or last.input_tokens is None or estimated:
             return whole
-        newer = sum(message_tokens(message) for message in state.closed[state.counted_messages :]) * factor
+        # The reply as it goes back: reasoning that was generated may not.
+        newer = sum(map(message_tokens, since_counted(state))) * factor
         # A server that counts only what was not in its cache gives a number that is far too low.
-        counted = last.input_tokens + last.output_tokens + newer
-        return counted if counted > whole / 2 else whole
+        counted = last.input_tokens + newer
+        if counted <= whole / 2:
+            return whole
+        self._guessed = newer
+        return counted
 
     def _floor(self, state: State, request: ModelRequest, window: int, factor: float) -> ContextFloorExceedsWindow:
         floor: defaultdict[str, float] = defaultdict(float)
@@ -376,14 +427,31 @@ class _Sizes(Struct, frozen=True):
         return self.total > self.window * _NEARLY
 
 
+async def _made(compaction: Compaction, messages: tuple[Message, ...], room: Room) -> tuple[Summary | None, str | None]:
+    """The summary; and what was wrong with the compaction, if `local_summary` had to stand in for it."""
+    try:
+        made = await compaction(messages, room)
+        if made is None or isinstance(made, Summary):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return made, None
+        problem = f"it gave a {type(made).__name__}, not a Summary"
+    except Exception as error:  # whoever wrote it, it is no reason to end a run
+        problem = error.message if isinstance(error, TreadleError) else type(error).__name__
+    return await local_summary(messages, room), problem
+
+
 def droppable(messages: Sequence[Message], keep_turns: int) -> tuple[int, ...]:
     """Places of the messages that may go when so many recent turns stay, in order. Calls are among them with all their results."""
     users = [i for i, m in enumerate(messages) if isinstance(m, UserMessage) and m.origin == "user"]
     stays = {users[0], users[-1]} if users else set[int]()
+    begin, end = _recent(messages, keep_turns), len(messages)
+    if keep_turns == 1 and begin < end:  # what the user has said since the last turn is no part of it
+        end = next((i for i in range(begin + 1, end) if isinstance(messages[i], UserMessage)), end)
     return tuple(
         index
-        for index, message in enumerate(messages[: _recent(messages, keep_turns)])
-        if index not in stays
+        for index, message in enumerate(messages)
+        if not begin <= index < end
+        and (index < begin or keep_turns == 1)
+        and index not in stays
         and not isinstance(message, SystemMessage)
         and not (isinstance(message, UserMessage) and message.pinned)
     )
@@ -396,4 +464,4 @@ def _recent(messages: Sequence[Message], keep_turns: int) -> int:
             keep_turns -= 1
             if keep_turns == 0:
                 return index
-    return 0
+    return 0 if any(isinstance(message, AssistantMessage) for message in messages) else len(messages)

@@ -8,7 +8,7 @@ from treadle.values.messages import AssistantMessage, Document, Image, Message, 
 from treadle.values.request import ToolSpec
 from treadle.values.tokens import estimate_tokens
 
-__all__ = ["message_tokens", "tools_tokens"]
+__all__ = ["attached_tokens", "message_tokens", "tools_tokens"]
 
 _IMAGE_TOKENS = 1_000  # Anthropic: width x height / 750, at most about 1,600; OpenAI: 85 to 1,445 (their documentation, 2026-11)
 _DOCUMENT_BYTES_PER_TOKEN = 40
@@ -30,12 +30,15 @@ def message_tokens(message: Message) -> float:
             else:
                 tokens += estimate_tokens(part.text if isinstance(part, Text | Thinking) else part.data)
         return tokens
-    tokens += estimate_tokens(message.content)
+    tokens += estimate_tokens(message.content) + attached_tokens(message)
+    return tokens + estimate_tokens(message.note or "") if isinstance(message, ToolMessage) else tokens
+
+
+def attached_tokens(message: Message) -> float:
+    """What the pictures and documents of a message may cost. It differs by provider and size, tenfold and more."""
     if isinstance(message, ToolMessage):
-        return tokens + estimate_tokens(message.note or "") + _IMAGE_TOKENS * len(message.images)
-    if isinstance(message, UserMessage):
-        tokens += sum(_attachment_tokens(each) for each in message.attachments)
-    return tokens
+        return float(_IMAGE_TOKENS * len(message.images))
+    return sum(map(_attachment_tokens, message.attachments)) if isinstance(message, UserMessage) else 0.0
 
 
 def _attachment_tokens(attached: Image | Document) -> float:

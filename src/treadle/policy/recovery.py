@@ -197,9 +197,10 @@ def decide(
             Discarded(turn=turn, attempt=attempt),
             Retried(turn=turn, attempt=attempt, error=ErrorRecord.of(error), wait_s=0.0, driver=state.driver),
         ]
-    if planned is not None and shown is None and budget_left:
+    void: list[Fact] = [Discarded(turn=turn, attempt=attempt)] if shown is not None else []
+    if planned is not None and budget_left:
         record = ErrorRecord.of(error)
-        return [planned, Retried(turn=turn, attempt=attempt, error=record, wait_s=0.0, driver=state.driver)]
+        return [*void, planned, Retried(turn=turn, attempt=attempt, error=record, wait_s=0.0, driver=state.driver)]
     if schema and shown is None and budget_left and isinstance(error, InvalidRequest | Unsupported):
         # Perhaps for the schema: a server says so in too many ways. Without it the same error ends the run.
         record = ErrorRecord.of(error)
@@ -215,11 +216,10 @@ def decide(
             may_wait=may_wait,
         )
     )
-    discarded: list[Fact] = [Discarded(turn=turn, attempt=attempt)] if shown is not None else []
     match decision:
         case Answer(text=text):
             message = AssistantMessage((Text(text),))
-            return [*discarded, Replied(turn=turn, message=message, finish="end", attempt=state.attempt + 2)]
+            return [*void, Replied(turn=turn, message=message, finish="end", attempt=state.attempt + 2)]
         case Switch(driver=driver) if 0 <= driver < len(drivers) and (budget_left or driver > state.driver):
             wait_s, continues = 0.0, None  # going forward through the list is finite by itself, so it needs no budget
         case Retry() if may_wait and wait_s is not None:
@@ -237,7 +237,7 @@ def decide(
         model=drivers[driver].model,
         continues=continues,
     )
-    return [retried] if continues is not None else [*discarded, retried]
+    return [retried] if continues is not None else [*void, retried]
 
 
 _MAY_PASS = ("timeout", "network", "rate_limited")

@@ -16,7 +16,7 @@ from treadle.values.state import State
 from treadle.values.tokens import Calibration, estimate_tokens
 from treadle.values.usage import Usage
 
-__all__ = ["check_was_read"]
+__all__ = ["check_was_read", "since_counted"]
 
 _GROSS = 0.5  # of a low estimate: of a first request of which less was read more than half is missing, by any tokenizer
 _NEW = 0.5  # of the low estimate of what came since the last request
@@ -26,11 +26,19 @@ _SMALLEST_WINDOW = 512  # no server cuts to less: a smaller count is of somethin
 _MESSAGE_TOKENS = 5
 _SURE = 0.5  # of the calibration: below it has seen some turns
 _RUN = re.compile(r"(.)\1{3,}", re.DOTALL)
-_DATA = re.compile(r"[A-Za-z0-9+/=_-]{80,}")
+_DATA = re.compile(r"[A-Za-z0-9+/=_-]{40,}")
+_DIGITS = re.compile(r"[0-9]")
 
 
 def check_was_read(
-    usage: Usage, request: ModelRequest, state: State, calibration: Calibration, *, estimated: float, goes_on: bool
+    usage: Usage,
+    request: ModelRequest,
+    state: State,
+    calibration: Calibration,
+    *,
+    estimated: float,
+    of_tools: float,
+    goes_on: bool,
 ) -> None:
     """Pass if the server can have read the whole prompt. Costs what is new in it, unless something looks wrong.
 
@@ -40,6 +48,7 @@ def check_was_read(
     Args:
         state: Before the reply.
         estimated: Tokens of the whole request, not calibrated.
+        of_tools: How many of them are the tools'. A chat template may write far less of a tool than its schema.
         goes_on: The last request to this server is a beginning of this one, with the same tools.
 
     Raises:
@@ -49,10 +58,11 @@ def check_was_read(
     if read is None or read < _SMALLEST_WINDOW or calibration.counts_only_uncached:
         return
     before = state.last_usage.input_tokens if state.last_usage is not None and goes_on else None
-    if before is None:
-        _check_first(read, request, calibration, estimated)
+    new = since_counted(state)
+    # Once the user has spoken again, templates and servers leave out reasoning that they had counted, shown to us or not.
+    if before is None or any(isinstance(message, UserMessage) for message in new):
+        _check_first(read, request, calibration, estimated - of_tools)
         return
-    new = request.messages[state.counted_messages - 1 :]  # the last reply, and what came after it
     added = sum(map(_high, new))
     counted = max(estimated - added, 1.0)
     # How this server counts: by its count of the last request, and by what it has taught before. What is between is open.
@@ -63,7 +73,7 @@ def check_was_read(
     if read >= before + _NEW * scale * added:
         return
     low = sum(map(_low, new))
-    expected = before - _may_go(request, new, scale) + _NEW * scale * low
+    expected = before + _NEW * scale * low
     if read >= expected or expected < _SMALLEST_WINDOW:
         return
     least, most = (0.5, 1.6) if calibration.prompt_error < _SURE else (0.25, 3.0)
@@ -100,12 +110,12 @@ def _cut(read: int, expected: float, *, exact: bool) -> PromptSilentlyTruncated:
     )
 
 
-def _may_go(request: ModelRequest, new: tuple[Message, ...], scale: float) -> float:
-    """What a chat template may leave out of what it put in before: reasoning, once the user has spoken again."""
-    if not any(isinstance(message, UserMessage) for message in new):
-        return 0.0
-    thoughts = (message.thinking for message in request.messages if isinstance(message, AssistantMessage))
-    return 2 * scale * sum(map(estimate_tokens, thoughts))
+def since_counted(state: State) -> tuple[Message, ...]:
+    """The last reply, and what came after it: what the server's count of the last request did not have."""
+    start = state.counted_messages
+    if start and isinstance(state.closed[start - 1], AssistantMessage):  # an empty reply is no message
+        start -= 1
+    return state.closed[start:]
 
 
 def _text(message: Message) -> str:
@@ -115,9 +125,9 @@ def _text(message: Message) -> str:
 
 
 def _low(message: Message) -> float:
-    """A low estimate: of runs of one character, and of long words of data, tokenizers make very little."""
-    text = _DATA.sub("", _RUN.sub(r"\1\1\1", _text(message)))
-    return estimate_tokens(text)
+    """A low estimate: of runs of one character, and of long words of data, tokenizers make very little; some take three digits at once."""
+    text, digits = _DIGITS.subn("", _DATA.sub("", _RUN.sub(r"\1\1\1", _text(message))))
+    return estimate_tokens(text) + digits / 3
 
 
 def _high(message: Message) -> float:

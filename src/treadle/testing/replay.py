@@ -19,9 +19,10 @@ from treadle.testing.matching import difference
 from treadle.testing.scrub import Scrubber
 from treadle.testing.tape import Answer, Exchange, Sent, Tape
 from treadle.values.events import Delta
-from treadle.values.request import ModelInfo, ModelRequest, Omission, Reply, SchemaSupport
+from treadle.values.request import ModelInfo, ModelRequest, Omission, PrefixMove, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.wire.codec import Codec, Decoder
+from treadle.wire.ledger import Following, Ledger
 
 __all__ = ["ReplayDriver"]
 
@@ -162,6 +163,7 @@ class ReplayDriver:
         self.codec = codec
         self.served_model = tape.served_model
         self.calibration = Calibration()
+        self.ledger = Ledger()
         self.requests: list[ModelRequest] = []
         self._tape = tape
         self._player = _Player(tape, path, split, faults or {}, ignore, scrubber or Scrubber())
@@ -200,6 +202,8 @@ class _ReplayConnection:
         self.player = player
         self.encoder = driver.codec.encoder(driver.served_model)
         self.address = f"the cassette {player.path.name}"
+        self.untold: list[Omission] = []  # as HttpConnection has it
+        self.following = Following(driver.ledger)
 
     def open(self, request: ModelRequest) -> _ReplayReply:
         return _ReplayReply(self, request)
@@ -215,18 +219,18 @@ class _ReplayReply:
         self._reads: list[bytes] = []
         self._play: _Play | None = None
         self._over = False
+        self.omitted: Sequence[Omission] = ()
+        self.moved: PrefixMove | None = None
 
     @property
     def reply(self) -> Reply:
         return self._decoder.reply
 
-    @property
-    def omitted(self) -> Sequence[Omission]:
-        return self._connection.encoder.omitted
-
     async def __aenter__(self) -> Self:
         connection = self._connection
         body = connection.encoder.encode(self._request)
+        connection.untold += connection.encoder.omitted
+        connection.following.sent(connection.encoder.prefix, connection.encoder.moved)
         connection.driver.requests.append(self._request)
         await asyncio.sleep(0)
         codec = connection.driver.codec
@@ -240,6 +244,9 @@ class _ReplayReply:
         self._reads = with_split(answer.reads, play.split)[::-1]
         if isinstance(play.fault, Stall) and not self._reads:
             raise self._timed_out()
+        self.omitted = tuple(connection.untold)
+        connection.untold.clear()
+        self.moved = connection.following.take()
         return self
 
     async def __aexit__(self, *_: object) -> None:

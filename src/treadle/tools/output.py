@@ -15,7 +15,6 @@ __all__ = ["OutputType"]
 
 T = TypeVar("T")
 
-_FENCED = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 _MODULE = re.compile(r"\b(?:\w+\.)+(?=\w)")
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]+")
 
@@ -55,14 +54,23 @@ class OutputType(Generic[T]):
         Raises:
             OutputInvalid: It says none, or one of another form; `problem` says what and where.
         """
-        fenced = _FENCED.findall(text) if "```" in text and not text.lstrip().startswith(("{", "[")) else ()
         try:
-            value = load_json("the answer is", fenced[0] if len(fenced) == 1 else text.strip())
+            value = load_json("the answer is", _unfenced(text))
             wrapped = self._is_wrapped and is_object(value) and value.keys() == {"value"}
             return self._parameters.convert(value if wrapped else {"value": value})["value"]
         except InvalidArguments as error:
             problem = re.sub(r"`value(?:\.|(?=\[))", "`", str(error)).replace("`value`: ", "")
             raise OutputInvalid(f"the model's answer is no `{self.name}`", problem=problem) from None
+
+
+def _unfenced(text: str) -> str:
+    """The only fenced block of the text, or the text."""
+    text = text.strip()
+    parts = text.split("```", 3)
+    if len(parts) != 3 or text.startswith(("{", "[", '"')):
+        return text
+    info, _, block = parts[1].partition("\n")
+    return (block if info.strip().isalnum() or not info.strip() else parts[1]).strip()
 
 
 def _at_the_top(schema: Schema) -> Schema | None:

@@ -37,6 +37,7 @@ __all__ = [
     "Fact",
     "Failed",
     "Omitted",
+    "PrefixMoved",
     "Prompted",
     "Pruned",
     "Repaired",
@@ -182,6 +183,26 @@ class Omitted(Fact, frozen=True, kw_only=True, gc=False):
     count: int = 1
 
 
+class PrefixMoved(Fact, frozen=True, kw_only=True, gc=False):
+    """A request of this turn does not begin as the one before it did, so the server reads again what it had in its cache.
+
+    The one before it is the run's own, or the last of the conversation that this run goes on with. After `Pruned` and `Compacted` it
+    says what they cost. Else something that should stand still did not: a time in the system text, tools in another order.
+
+    Attributes:
+        component: What moved first: `the system text`, ``the tool `look`, which changed``,
+            ``messages[3]: the arguments of the call `c1` of `look` ``, with the message's place in the request.
+        byte: The first byte that differs, counted from 0 through the tools, the system text and the messages of the request.
+        lost_tokens: What was sent before and has to be read again, estimated.
+    """
+
+    turn: int
+    model: str
+    component: str
+    byte: int
+    lost_tokens: int
+
+
 class ContextPlanned(Fact, frozen=True, kw_only=True, gc=False):
     """The context window that requests to this model are planned for. Said once a run and model, and only when a conversation grows.
 
@@ -225,6 +246,7 @@ class Compacted(Fact, frozen=True, kw_only=True, gc=False):
         summary: What stands for them, at the place of the first; None if nothing does.
         how: The name of the compaction.
         emergency: The server had refused the request as too long.
+        problem: Why the compaction that was asked for could not make the summary, if `local_summary` stood in for it.
         tokens_before, tokens_after: Of the whole request, estimated.
         usage: Of the model that wrote the summary.
         output_tokens, reasoning_tokens: Of that model, as counted here; they count for the run's bounds.
@@ -235,6 +257,7 @@ class Compacted(Fact, frozen=True, kw_only=True, gc=False):
     summary: UserMessage | None
     how: str
     emergency: bool = False
+    problem: str | None = None
     tokens_before: int
     tokens_after: int
     usage: Usage | None = None
@@ -416,6 +439,7 @@ _ANY = (
     | Replied
     | Prompted
     | Omitted
+    | PrefixMoved
     | ContextPlanned
     | Pruned
     | Compacted

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from treadle.values.events import Delta, Fact
 from treadle.values.messages import Message, ToolCall, ToolMessage
-from treadle.values.request import ModelInfo, ModelRequest, Omission, OutputSchema, Reply, SchemaSupport
+from treadle.values.request import ModelInfo, ModelRequest, Omission, OutputSchema, PrefixMove, Reply, SchemaSupport
 from treadle.values.tokens import Calibration
 from treadle.values.toolcalls import Concurrency, Outcome
 
@@ -45,6 +45,11 @@ class ReplyStream(Protocol):
     @property
     def omitted(self) -> Sequence[Omission]:
         """What the request left out and no earlier one of the same connection did."""
+        ...
+
+    @property
+    def moved(self) -> PrefixMove | None:
+        """What a cache has in vain, because the request does not begin as one before it; None if it does, or nobody knows."""
         ...
 
 

@@ -10,7 +10,18 @@ from treadle.values.limits import Timeouts
 from treadle.values.messages import AssistantMessage, Message
 from treadle.values.usage import Usage
 
-__all__ = ["Finish", "ModelInfo", "ModelRequest", "Omission", "Options", "OutputSchema", "Reply", "SchemaSupport", "ToolSpec"]
+__all__ = [
+    "Finish",
+    "ModelInfo",
+    "ModelRequest",
+    "Omission",
+    "Options",
+    "OutputSchema",
+    "PrefixMove",
+    "Reply",
+    "SchemaSupport",
+    "ToolSpec",
+]
 
 Finish: TypeAlias = Literal["end", "tool_use", "length", "refused", "pause", "unknown"]
 """Why a turn stopped. `unknown`: the server gave a reason we do not know, kept in `Reply.finish_said`."""
@@ -55,6 +66,20 @@ class Omission(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     count: int = 1
 
 
+class PrefixMove(Struct, frozen=True, kw_only=True, gc=False):
+    """A request does not begin as the one before it did, so a server's cache serves less of it.
+
+    Attributes:
+        component: What moved first: the system text, a tool, or something of a message, by the message's place in the request.
+        byte: Where: the first byte that differs, counted from 0 through the tools, the system text and the messages.
+        lost_share: The part of this request that was sent before and stands behind that byte.
+    """
+
+    component: str
+    byte: int
+    lost_share: float
+
+
 class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling and request options. None means: not sent, the server decides.
 
@@ -63,6 +88,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
         stop: Texts that end the turn.
         reasoning: How hard to think; None: the server decides.
         tool_choice: `auto`, `none`, `required`, or a tool's name. Some servers ignore it.
+        cache_ttl: How long a cache that is marked in requests keeps them (Anthropic's); None: 5 minutes. An hour costs more to write.
         extra_body: Fields added to the request's JSON as they are.
         extra_headers: Headers added to the request.
     """
@@ -74,6 +100,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | None = None
     reasoning: Literal["off", "low", "medium", "high"] | None = None
     tool_choice: str | None = None
+    cache_ttl: Literal["5m", "1h"] | None = None
     extra_body: dict[str, Any] = {}
     extra_headers: dict[str, str] = {}
 
@@ -94,6 +121,8 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
         continues: A partial answer to this turn that the model is asked to go on from; the reply is what follows it.
         output: The form of the answer, for servers that can be held to one (`SchemaSupport`).
         run_id: Names the run; ids that we make for calls are derived from it.
+        revision: Requests of one run and revision differ in that a later one may have more messages, behind the same. None: not known.
+        window_tokens: The context window that the run plans with, once it does. Ollama is told; other servers cannot be.
         timeouts: Deadlines of this call.
     """
 
@@ -103,9 +132,11 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     options: Options = Options()
     output: OutputSchema | None = None
     run_id: str = ""
+    revision: int | None = None
     turn: int = 1
     attempt: int = 1
     continues: AssistantMessage | None = None
+    window_tokens: int | None = None
     timeouts: Timeouts = Timeouts()
 
 
@@ -133,7 +164,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         model: The name to ask for.
         server: The kind of server: `llamacpp`, `ollama`, `lmstudio`, `vllm`, or `openai-compatible`.
         window_tokens: Context window of one conversation; None if the server does not say.
-        window_source: Where that number was read, as `GET /path field`.
+        window_source: Where that number was read, as `GET /path field`; without a number, what was said instead of it.
+        max_window_tokens: What the model could be served with. Never what it is served with: plans are not made with it.
+        window_on_request: Nobody has set the window, and the server loads the model with the one that a request names
+            (`ModelRequest.window_tokens`).
         abilities: Of `tools`, `vision`, `thinking`, `embedding`, as far as the server says.
         loaded: The model is in memory now; None if the server does not say.
     """
@@ -142,5 +176,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     server: str
     window_tokens: int | None = None
     window_source: str | None = None
+    max_window_tokens: int | None = None
+    window_on_request: bool = False
     abilities: frozenset[str] = frozenset()
     loaded: bool | None = None

@@ -13,7 +13,7 @@ from treadle.values.history import check_history
 from treadle.values.messages import AssistantMessage, Message, ToolCall, ToolMessage
 from treadle.values.request import Finish
 from treadle.values.toolcalls import Decision, Edit, PendingCall
-from treadle.values.usage import Usage
+from treadle.values.usage import CacheUse, Usage
 
 __all__ = ["OpenCall", "Progress", "RunResult", "State", "Streak", "run_from_json", "run_to_json"]
 
@@ -93,6 +93,7 @@ class State(Struct, frozen=True, kw_only=True):
         open_calls: Calls of the last assistant message of `closed`, until the last of them has its result.
         turn: Model turns finished.
         text, called, finish: The last turn's text, whether it had calls, and why it stopped.
+        cache: What the run had from its servers' caches.
         cut: The bound at which we cut it.
         prompted: The run has asked for the answer after a reasoning cut; it does so once.
         output_asks: How often it has asked for the answer in the form of `output=`, in this segment.
@@ -123,6 +124,7 @@ class State(Struct, frozen=True, kw_only=True):
     called: bool = False
     finish: Finish | None = None
     usage: Usage | None = None
+    cache: CacheUse = CacheUse()
     cut: StopReason | None = None
     prompted: bool = False
     originals: tuple[Message, ...] = ()
@@ -203,7 +205,12 @@ class RunResult(Struct, Generic[OutputT_co], frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     run_id: str
     state: State
-    output: OutputT_co = None  # pyright: ignore[reportAssignmentType]
+    output: OutputT_co | None = None
+
+    @property
+    def cache(self) -> CacheUse:
+        """What the run had from its servers' caches: the hit rate, and what broke it."""
+        return self.state.cache
 
     @property
     def pending(self) -> tuple[PendingCall, ...]:

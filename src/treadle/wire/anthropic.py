@@ -16,8 +16,9 @@ from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.anthropic_blocks import BlockFold, loose
 from treadle.wire.anthropic_errors import error_from_object, error_from_response
-from treadle.wire.anthropic_requests import AnthropicDialect, AnthropicEncoder
-from treadle.wire.decoder import EventDecoder
+from treadle.wire.anthropic_requests import AnthropicDialect, AnthropicEncoder, max_tokens_sent
+from treadle.wire.codec import bearer
+from treadle.wire.decoder import EventDecoder, is_cut
 from treadle.wire.parts import call_id_prefix
 from treadle.wire.stream import AnswerReader, excerpt
 from treadle.wire.untyped import count, object_, string
@@ -35,6 +36,8 @@ _FINISH: dict[str, Finish] = {
     "refusal": "refused",
     "pause_turn": "pause",
 }
+
+_WHOLE = ("end_turn", "tool_use")  # what LiteLLM says of a turn that was cut, too
 
 _HINT = "Is this the address of an API in Anthropic's format (usually ending in /v1)?"
 
@@ -82,11 +85,15 @@ class AnthropicDecoder(EventDecoder[BlockFold]):
     - `StreamTruncated`: no stop reason arrived, or more of the answer followed it and then the stream broke off.
     - `BadStream`: what came is neither an event stream nor a message.
     - any `ModelError`: the server sent an error event.
+
+    Args:
+        max_tokens: What the request was sent with.
     """
 
-    def __init__(self, request: ModelRequest) -> None:
+    def __init__(self, request: ModelRequest, *, max_tokens: int | None = None) -> None:
         fold = BlockFold(turn=request.turn, attempt=request.attempt, call_id_prefix=call_id_prefix(request))
         super().__init__(fold, AnswerReader(hint=_HINT))
+        self._max_tokens = max_tokens
         self._usage: dict[str, Any] = {}
         self._model: str | None = None
 
@@ -101,6 +108,7 @@ class AnthropicDecoder(EventDecoder[BlockFold]):
 
     @property
     def reply(self) -> Reply:
+        usage = _usage(self._usage)
         finish = None
         if self.finished:
             finish = _FINISH.get(self._said or "", "unknown")
@@ -110,11 +118,13 @@ class AnthropicDecoder(EventDecoder[BlockFold]):
                 finish = "tool_use"
             elif finish == "tool_use" and not self._fold.has_calls:
                 finish = "unknown"
+            if self._said in _WHOLE and is_cut(usage, self._max_tokens):
+                finish = "length"
         return Reply(
             message=self._fold.message(),
             finish=finish,
             finish_said=self._said,
-            usage=_usage(self._usage),
+            usage=usage,
             model=self._model,
         )
 
@@ -252,13 +262,14 @@ class AnthropicCodec:
         return self._dialect.schema_support
 
     def headers(self, key: str | None) -> dict[str, str]:
-        return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
+        named = {"x-api-key": key} | (bearer(key) if self._dialect.bearer else {}) if key else {}
+        return {"anthropic-version": "2023-06-01", **named}
 
     def encoder(self, model: str) -> AnthropicEncoder:
         return AnthropicEncoder(model, self._dialect)
 
     def decoder(self, request: ModelRequest) -> AnthropicDecoder:
-        return AnthropicDecoder(request)
+        return AnthropicDecoder(request, max_tokens=max_tokens_sent(request, self._dialect))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
         return error_from_response(status, headers, body, address=address)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from treadle.errors import ContextOverflow, ModelError, QuotaExceeded
+from treadle.errors import ModelError, QuotaExceeded
 from treadle.wire import chat_errors
 from treadle.wire.untyped import object_, string
 
@@ -39,7 +39,6 @@ _STATUS: dict[str, int] = {
 }
 """The status that an error's type stands for, where the error comes inside a stream and has none of its own."""
 
-_OVERFLOW = re.compile(r"`max_tokens` exceed context limit", re.IGNORECASE)  # Anthropic (reported)
 _QUOTA = re.compile(
     r"credit balance is too low"  # Anthropic, HTTP 400 (reported)
     r"|reached your specified (workspace )?API usage limits",  # Anthropic, HTTP 400: a spend limit the customer set (reported)
@@ -72,9 +71,5 @@ def _refined(error: ModelError, detail: Any, said: str) -> ModelError:
     """The same error, as the kind that Anthropic's own wording makes it."""
     code = string(object_(object_(detail).get("details")).get("error_code"))
     if code in _QUOTA_CODES or _QUOTA.search(said[:4000]):
-        kind: type[ModelError] = QuotaExceeded
-    elif _OVERFLOW.search(said[:4000]):
-        kind = ContextOverflow
-    else:
-        return error
-    return kind(error.message, status=error.status, retry_after_s=error.retry_after_s, server_said=error.server_said)
+        return QuotaExceeded(error.message, status=error.status, retry_after_s=error.retry_after_s, server_said=error.server_said)
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -21,13 +22,13 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, SchemaSupport
+from treadle.values.request import ModelRequest, SchemaSupport, ToolSpec
 from treadle.wire.anthropic_blocks import FORMAT
-from treadle.wire.encoder import PART, REASONING, SIGNATURE, RunEncoder
+from treadle.wire.encoder import PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.parts import base64_text, is_text, named, raw_object, result_text, tidied, with_extra_body
 from treadle.wire.schemas import closed
 
-__all__ = ["ANTHROPIC_API", "AnthropicDialect", "AnthropicEncoder"]
+__all__ = ["ANTHROPIC_API", "AnthropicDialect", "AnthropicEncoder", "max_tokens_sent"]
 
 
 class AnthropicDialect(Struct, frozen=True, kw_only=True):
@@ -37,19 +38,21 @@ class AnthropicDialect(Struct, frozen=True, kw_only=True):
         thinking: How `Options.reasoning` is asked for: `budget` (`thinking.budget_tokens`; models up to Claude 4.5, llama.cpp) or
             `adaptive` (`output_config.effort`; newer models, which refuse a budget).
         unsigned_thinking: Send reasoning back whose signature is empty, as llama.cpp's is. Anthropic's own API refuses it.
-        cache: Place `cache_control` markers.
+        cache: Place `cache_control` markers. None: if the model is a Claude that takes them, by its name.
         max_tokens: `max_tokens` where the options have none, since the format demands it. A thinking budget is added to it.
         sampling: The model takes `temperature` and `top_p`. Claude Opus 4.7 and later refuse both.
         schema_support: What a schema for the answer may be sent with. Servers other than Anthropic's are not known to take one:
             llama.cpp ignores it, and then the model knows of none.
+        bearer: The key goes out as `Authorization: Bearer`, too. vLLM reads no other; Anthropic's own API refuses it.
     """
 
     thinking: Literal["budget", "adaptive"] = "budget"
     unsigned_thinking: bool = True
-    cache: bool = True
+    cache: bool | None = None
     max_tokens: int = 8_192
     sampling: bool = True
     schema_support: SchemaSupport = "none"
+    bearer: bool = False
 
 
 ANTHROPIC_API = AnthropicDialect(thinking="adaptive", unsigned_thinking=False, schema_support="with_tools")
@@ -57,8 +60,15 @@ ANTHROPIC_API = AnthropicDialect(thinking="adaptive", unsigned_thinking=False, s
 
 _BUDGET = {"low": 2_048, "medium": 8_192, "high": 24_576}
 _MIN_BUDGET = 1_024  # documented
-_MARKER = b',"cache_control":{"type":"ephemeral"}'
-_MARKED_MESSAGES = 2
+_MARKERS = {
+    None: b',"cache_control":{"type":"ephemeral"}',
+    "5m": b',"cache_control":{"type":"ephemeral","ttl":"5m"}',
+    "1h": b',"cache_control":{"type":"ephemeral","ttl":"1h"}',
+}
+_MAX_MARKERS = 4  # documented
+_REACH = 15
+"""How many blocks before a marker the server is counted on to find what was cached. Documented are 19; counting on fewer costs
+nothing, and does no harm where blocks are counted otherwise."""
 _OURS = frozenset({"model", "messages", "system", "tools", "stream"})
 _MERGED = ("output_config",)
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
@@ -77,46 +87,59 @@ class AnthropicEncoder(RunEncoder):
         super().__init__()
         self._model = model
         self._dialect = dialect
+        self._cache = _takes_markers(model) if dialect.cache is None else dialect.cache
 
     def _restart(self) -> None:
         super()._restart()
         self._role = ""  # of the last message, which is open
-        self._ends: list[int] = []  # of the last block of each of the user's messages, just before its closing brace
+        self._blocks = 0
+        # Of each of the user's messages, its last block: where it ends, just before its closing brace, and its number.
+        self._ends: list[tuple[int, int]] = []
         self._ids: dict[str, str] = {}  # of the calls of the last turn: as they are in the history -> as they are sent
         self._used: set[str] = set()
 
-    def _encode(self, request: ModelRequest) -> bytes:
-        known = len(self._messages)
-        if request.messages[:known] != self._messages:
-            self._restart()
-            known = 0
-        system = [{"type": "text", "text": request.instructions}] if request.instructions else []
+    def _encode(self, request: ModelRequest) -> Pieces:
+        known = self._known(request)
+        system = [request.instructions] if request.instructions else []
         first = request.messages[0] if request.messages else None
         if isinstance(first, SystemMessage):
             if first.content:
-                system.append({"type": "text", "text": first.content})
+                system.append(first.content)
             known = max(known, 1)
-        head = self._head(request, system)
+        theirs = "cache_control" in request.options.extra_body  # the API places markers itself then, and refuses a fifth
+        marker = _MARKERS[request.options.cache_ttl] if self._cache and not theirs else b""
+        if not self._cache and request.options.cache_ttl is not None:
+            self._leave_out("cache_ttl", "This model is not known to take cache markers.")
+        head = self._head(request, system, marker)
         for message in request.messages[known:]:
-            self._add(message)
-        self._messages = request.messages
-        return b"".join((head, b',"messages":[', *self._marked(), b"]}]}" if self._written else b"]}"))
+            self._write_message(message)
+        self.prefix.end = b"]}" if self._written else b""
+        left = _MAX_MARKERS - bool(request.tools) - bool(system)
+        return (head, b',"messages":[', *self._marked(marker, left), b"]}]}" if self._written else b"]}")
 
-    def _marked(self) -> Iterator[bytes]:
-        """The messages with cache markers: on the last block of the user's last two messages.
+    def _marked(self, marker: bytes, count: int) -> Iterator[bytes | memoryview]:
+        """The messages with up to `count` cache markers, each on the last block of one of the user's messages.
 
-        The last is what the next request will read from the cache; the one before is what this request reads, which the
-        server's look-back of 20 blocks may not reach after a turn with many calls.
+        The last is what the next request will read from the cache. It looks back for that from each of its own markers, but not
+        far. So the others are where the last one cannot reach: on the nearest message of the user's beyond. After a turn with
+        many blocks that is the one where the request before this ended.
         """
-        ends = self._ends[-_MARKED_MESSAGES:] if self._dialect.cache else []
-        begin = 0
-        for end in ends:
-            yield bytes(self._written[begin:end])
-            yield _MARKER
+        places: list[int] = []
+        reached = 0  # the first block that is
+        for end, number in reversed(self._ends if marker else []):
+            if not places or number < reached:
+                places.append(end)
+                reached = number - _REACH
+                if len(places) == count:
+                    break
+        begin, written = 0, memoryview(self._written)
+        for end in reversed(places):
+            yield written[begin:end]
+            yield marker
             begin = end
-        yield bytes(self._written[begin:])
+        yield written[begin:]
 
-    def _add(self, message: Message) -> None:
+    def _write_message(self, message: Message) -> None:
         if isinstance(message, AssistantMessage):
             self._write("assistant", self._assistant(message))
         elif isinstance(message, ToolMessage):
@@ -142,10 +165,11 @@ class AnthropicEncoder(RunEncoder):
             self._written += b'{"role":"%s","content":[' % role.encode()
             self._role = role
             if role == "user":
-                self._ends.append(0)
+                self._ends.append((0, 0))
         self._written += items
+        self._blocks += len(blocks)
         if role == "user":
-            self._ends[-1] = len(self._written) - 1
+            self._ends[-1] = (len(self._written) - 1, self._blocks)
 
     def _assistant(self, message: AssistantMessage) -> list[Any]:
         self._ids = {}
@@ -189,19 +213,17 @@ class AnthropicEncoder(RunEncoder):
         self._ids[id] = sent
         return sent
 
-    def _head(self, request: ModelRequest, system: list[dict[str, Any]]) -> bytes:
-        head: dict[str, Any] = {"model": self._model, "stream": True, **self._options(request)}
-        tools: list[dict[str, Any]] = [
-            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in request.tools
-        ]
-        for name, blocks in (("tools", tools), ("system", system)):
-            if blocks:
-                if self._dialect.cache:
-                    blocks[-1] = {**blocks[-1], "cache_control": {"type": "ephemeral"}}
-                head[name] = blocks
-        return _encode(head)[:-1]
+    def _head(self, request: ModelRequest, system: list[str], marker: bytes) -> bytes:
+        pieces = [_encode({"model": self._model, "stream": True, **self.options(request)})[:-1]]
+        tools = self._tools(request, _tool)
+        said = self.prefix.system = _encode([{"type": "text", "text": text} for text in system]) if system else b""
+        for name, blocks in ((b"tools", tools), (b"system", said)):
+            if blocks:  # the last is marked
+                pieces += [b',"%s":' % name, blocks[:-2], marker, b"}]"]
+        return b"".join(pieces)
 
-    def _options(self, request: ModelRequest) -> dict[str, Any]:
+    def options(self, request: ModelRequest) -> dict[str, Any]:
+        """The fields of the body that come from the request's options."""
         options = request.options
         fields: dict[str, Any] = {
             "max_tokens": self._dialect.max_tokens if options.max_tokens is None else options.max_tokens,
@@ -258,6 +280,22 @@ class AnthropicEncoder(RunEncoder):
             self._leave_out("reasoning", "max_tokens leaves too few tokens to think with.")
             return {}
         return {"thinking": {"type": "enabled", "budget_tokens": budget}}
+
+
+def _takes_markers(model: str) -> bool:
+    """It is a Claude of the third generation or later, whatever a gateway puts around its name. Other servers have no use for
+    markers, and one that is strict may refuse them."""
+    return "claude" in model.lower() and not re.search(r"claude-(?:v?[12]\b|instant)", model.lower())
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+
+
+def max_tokens_sent(request: ModelRequest, dialect: AnthropicDialect) -> int | None:
+    """`max_tokens` as the request goes out with it: a default and a thinking budget included."""
+    said = AnthropicEncoder("", dialect).options(request).get("max_tokens")
+    return said if type(said) is int else None
 
 
 def _attachment(attached: Image | Document) -> dict[str, Any]:

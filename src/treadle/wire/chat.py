@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from treadle.errors import BadStream, ModelError, StreamTruncated
+from treadle.errors import BadStream, ModelError, Overloaded, ServerError, StreamTruncated
 from treadle.values.request import ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_object, error_from_response
@@ -71,6 +71,12 @@ class _Chunk(Struct, gc=False):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder().encode
 
+# A turn that ends so was broken off by the server: its text is no answer, and the next attempt may bring one.
+_FAILED: dict[str, type[ModelError]] = {
+    "error": ServerError,  # Mistral, OpenRouter (documented)
+    "insufficient_system_resource": Overloaded,  # DeepSeek (documented)
+}
+
 
 class ChatDecoder(EventDecoder[ReplyFold]):
     """Decode one reply: feed chunks cut anywhere, then `close` once. No I/O. `error` is then one of:
@@ -78,6 +84,7 @@ class ChatDecoder(EventDecoder[ReplyFold]):
     - `StreamTruncated`: no finish reason arrived, or more of the answer followed it and then the stream broke off.
       `[DONE]` alone is no reason.
     - `BadStream`: what came is neither an event stream nor a completion.
+    - `ServerError`, `Overloaded`: the finish reason says that the server failed.
     - any `ModelError`: the server sent an error object.
     """
 
@@ -97,6 +104,8 @@ class ChatDecoder(EventDecoder[ReplyFold]):
     def _judge(self) -> None:
         if not self.finished:
             raise StreamTruncated(f"the stream ended {self._where}, without a finish reason")
+        if (failed := _FAILED.get(self._said or "")) is not None:
+            raise failed(f"the server broke off its answer: its finish reason is `{self._said}`")
         if self._fold.empty and FINISH.get(self._said or "") == "tool_use":
             raise BadStream(
                 "the server says that the model called tools, but sent no call",
@@ -232,11 +241,14 @@ def _decode_odd_chunk(payload: bytes) -> _Chunk | None:
 
 
 def _usage(said: dict[str, Any]) -> Usage:
-    cached = count(object_(said.get("prompt_tokens_details")).get("cached_tokens"))
+    read = object_(said.get("prompt_tokens_details"))
+    # OpenAI and most others; DeepSeek; Kimi, and servers of its models (documented).
+    places = (read.get("cached_tokens"), said.get("prompt_cache_hit_tokens"), said.get("cached_tokens"))
     return Usage(
         input_tokens=count(said.get("prompt_tokens")),
         output_tokens=count(said.get("completion_tokens")),
-        cached_input_tokens=cached if cached is not None else count(said.get("prompt_cache_hit_tokens")),  # DeepSeek
+        cached_input_tokens=next((tokens for place in places if (tokens := count(place)) is not None), None),
+        cache_creation_tokens=count(read.get("cache_write_tokens")),  # OpenRouter (documented)
         reasoning_tokens=count(object_(said.get("completion_tokens_details")).get("reasoning_tokens")),
     )
 

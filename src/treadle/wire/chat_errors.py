@@ -27,29 +27,37 @@ from treadle.errors import (
     ServerError,
     Unsupported,
 )
-from treadle.wire.untyped import object_, string
+from treadle.wire.overflow import is_overflow, made
+from treadle.wire.untyped import array, object_, string
 
 __all__ = ["error_from_object", "error_from_response"]
 
-_OVERFLOW = re.compile(
-    r"exceeds the available context size"  # llama.cpp (captured), LiteLLM in front of it (captured)
-    r"|maximum context length"  # vLLM (captured), OpenAI
-    r"|context_length_exceeded"  # OpenAI
-    r"|context length of only|trying to keep the first \d+ tokens"  # LM Studio (reported)
-    r"|input length exceeds the context|prompt is too long"  # Ollama, Anthropic-like gateways (reported)
-    r"|ContextWindowExceeded",  # LiteLLM (captured)
-    re.IGNORECASE,
-)
 _OVERFLOW_TYPES = {"exceed_context_size_error", "context_length_exceeded"}
 
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}  # OpenAI (documented)
 _REFUSED = {"content_policy_violation", "content_filter", "ResponsibleAIPolicyViolation"}  # OpenAI, Azure (documented)
+_NO_MODEL = re.compile(r"Invalid model name passed in model=", re.IGNORECASE)  # LiteLLM, HTTP 400 (captured: err-unknown-model)
+_NO_DATABASE = "no_db_connection"  # LiteLLM without a database, HTTP 400: the key is not its master key (seen)
 _UNSUPPORTED = re.compile(
     r"image input is not supported"  # llama.cpp without a projector, HTTP 500 (seen)
     r"|is not a multimodal model|At most 0 image"  # vLLM (captured: err-image), HTTP 400
-    r"|does not support (tools|thinking|images)",  # Ollama (reported), HTTP 400
+    r"|does not support (tools|thinking|images)"  # Ollama (reported), HTTP 400
+    r"|unknown variant `?image_url`?, expected `?text\b",  # DeepSeek (reported: nesquena/hermes-webui#2297), HTTP 400
     re.IGNORECASE,
 )
+_SHARED = (
+    "Conversations that run at once share the server's context and filled it: run fewer at once, serve the model with a larger "
+    "context, or give each its own part of it (llama.cpp: set -np)."
+)
+_NO_KEY = re.compile(r"Incorrect( |%20)API( |%20)key( |%20)provided", re.IGNORECASE)
+"""xAI, HTTP 400 (reported: continuedev/continue#10778; with %20: i-am-bee/beeai-framework#447). OpenAI says it with a 401."""
+_CACHE_FULL = re.compile(r"Context size has been exceeded", re.IGNORECASE)
+"""llama.cpp, HTTP 500 or in the stream (seen): docs/protocols/chat.md, "Overflow"."""
+_SPENT = {
+    "openrouter_guardrail_budget",
+    "openrouter_workspace_budget",
+    "openrouter_key_limit",
+}  # OpenRouter, HTTP 403 (documented)
 
 # Captured: a file under tests/captures. Documented: the provider's list of error codes, read 2026-11. RFC: RFC 9110 or 6585.
 _STATUS: dict[int, type[ModelError]] = {
@@ -60,7 +68,7 @@ _STATUS: dict[int, type[ModelError]] = {
     404: ModelNotFound,  # vLLM: unknown model (captured); llama.cpp: unknown path or method (captured)
     405: Unsupported,  # LiteLLM: another method (captured)
     408: ServerError,  # RFC: the server gave up on the request; it may be sent again
-    413: ContextOverflow,  # RFC; proxies in front of model servers
+    413: ContextOverflow,  # RFC; proxies in front of model servers: of bytes, but the cure is the same, a shorter request
     422: InvalidRequest,  # FastAPI servers: validation (reported)
     429: RateLimited,  # RFC 6585, OpenAI (documented)
     500: ServerError,  # llama.cpp: arguments in the history that are no JSON (captured)
@@ -74,11 +82,13 @@ _STATUS: dict[int, type[ModelError]] = {
 
 def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
     """The error that a response with a status other than 200 means."""
-    said = body.decode("utf-8", "replace").strip()
+    said = words = body.decode("utf-8", "replace").strip()
     detail: Any = None
     try:
-        parsed = object_(msgspec.json.decode(body))
+        decoded = msgspec.json.decode(body)
+        parsed = object_(decoded)
         detail = parsed.get("error", parsed)
+        words = msgspec.json.encode(decoded).decode()  # servers written in Go escape `>`
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         pass
     if 300 <= status < 400:
@@ -88,10 +98,12 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
             status=status,
             server_said=headers.get("Location", ""),
         )
-    error = _classify(status, detail, said)
-    return error(
+    error = _classify(status, detail, words)
+    return made(
+        error,
         f"{address} answered HTTP {status}",
-        hint=_hint(error, status),
+        said=words,
+        hint=_hint(error, detail),
         status=status,
         retry_after_s=_retry_after_s(headers),
         server_said=said,
@@ -108,12 +120,14 @@ def error_from_object(detail: Any, *, status: int | None = None) -> ModelError:
     if isinstance(code, str) and code.isdecimal() and len(code) == 3:
         code = int(code)
     status = code if isinstance(code, int) and 400 <= code < 600 else status
-    error = _classify(status or 500, detail, said)
-    return error("the server sent an error instead of (the rest of) its answer", status=status, server_said=said)
+    error = _classify(status, detail, said)
+    message = "the server sent an error instead of (the rest of) its answer"
+    return made(error, message, said=said, hint=_hint(error, detail), status=status, server_said=said)
 
 
-def _classify(status: int, detail: Any, said: str) -> type[ModelError]:
-    fields = object_(detail)
+def _classify(named: int | None, detail: Any, said: str) -> type[ModelError]:
+    """What it is; `named` is the status, or None inside a stream that names none."""
+    fields, status = object_(detail), named or 500
     kinds = {string(fields.get("type")), string(fields.get("code"))}
     if kinds & _OVERFLOW_TYPES or fields.get("param") == "input_tokens":  # vLLM (captured)
         return ContextOverflow
@@ -121,16 +135,51 @@ def _classify(status: int, detail: Any, said: str) -> type[ModelError]:
         return QuotaExceeded
     if kinds & _REFUSED:
         return ContentRefused
+    if kind := _by_openrouter(status, object_(fields.get("metadata"))):
+        return kind
+    if is_overflow(status, said):
+        return ContextOverflow
     if "rate_limit_exceeded" in kinds:
         return RateLimited
     if _UNSUPPORTED.search(said[:4000]):
         return Unsupported
-    if status < 500 and status != 429 and _OVERFLOW.search(said[:4000]):
-        return ContextOverflow
+    if _is_cache_full(detail):
+        is_shared = named == 500 or '"server_error"' in said  # LM Studio says the same words of a prompt that is too long
+        return Overloaded if is_shared else ContextOverflow
+    if _NO_DATABASE in kinds or (status == 400 and _NO_KEY.match(_message(detail))):
+        return AuthenticationFailed
+    if status == 498 and "capacity_exceeded" in kinds:  # Groq: the flex tier is full (documented); elsewhere 498 is a bad token
+        return Overloaded
+    if status == 400 and _NO_MODEL.search(said[:4000]):
+        return ModelNotFound
     return _STATUS.get(status) or (ServerError if status >= 500 else InvalidRequest)
 
 
-def _hint(error: type[ModelError], status: int) -> str:
+def _by_openrouter(status: int, metadata: dict[str, Any]) -> type[ModelError] | None:
+    """What the fields say that OpenRouter documents for its own refusals (openrouter.ai/docs, errors and debugging)."""
+    limit = string(metadata.get("limit_source"))
+    if status == 402 and limit == "openrouter_in_flight_budget":
+        return RateLimited  # until requests that are under way are paid for; other 402s are for good
+    if status == 403 and limit in _SPENT:
+        return QuotaExceeded
+    if status == 403 and array(metadata.get("reasons")):
+        return ContentRefused  # by a moderation
+    return None
+
+
+def _message(detail: Any) -> str:
+    return detail if isinstance(detail, str) else string(object_(detail).get("message"))
+
+
+def _is_cache_full(detail: Any) -> bool:
+    return _CACHE_FULL.search(_message(detail)[:400]) is not None
+
+
+def _hint(error: type[ModelError], detail: Any) -> str:
+    if error is Overloaded and _is_cache_full(detail):
+        return _SHARED
+    if error is AuthenticationFailed and object_(detail).get("type") == _NO_DATABASE:
+        return "LiteLLM answers so to a key that is not its master key, if it has no database of keys. Check the API key."
     if error is ModelNotFound:
         return "Is the model's name one that `GET /v1/models` lists, and does the address end in /v1? `server_said` has the server's words."
     return ""

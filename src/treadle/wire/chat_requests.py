@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from treadle.values.messages import (
 )
 from treadle.values.request import ModelRequest, ToolSpec
 from treadle.wire.dialects import Dialect
-from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, RunEncoder
+from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.parts import arguments, data_url, function, images_heading, named, result_text, with_extra_body
 from treadle.wire.schemas import is_strict
 
@@ -42,11 +43,8 @@ class ChatEncoder(RunEncoder):
         self._dialect = dialect
         self._instructions: str | None = None
 
-    def _encode(self, request: ModelRequest) -> bytes:
-        known = len(self._messages)
-        if request.messages[:known] != self._messages or request.instructions != self._instructions:
-            known = 0
-            self._written.clear()
+    def _encode(self, request: ModelRequest) -> Pieces:
+        known = self._known(request, anew=request.instructions != self._instructions)
         if not self._written and request.instructions:
             first = request.messages[0] if request.messages else None
             system = request.instructions
@@ -54,7 +52,7 @@ class ChatEncoder(RunEncoder):
                 system, known = f"{system}\n\n{first.content}", 1
             self._add({"role": "system", "content": system})
         shown: list[dict[str, Any]] = []
-        for message in request.messages[known:]:
+        for message in _with_summaries(request.messages[known:]):
             if shown and not isinstance(message, ToolMessage):
                 self._add({"role": "user", "content": shown})
                 shown = []
@@ -69,20 +67,14 @@ class ChatEncoder(RunEncoder):
                 shown += [{"type": "text", "text": images_heading(message)}, *map(_attachment, message.images)]
         if shown:  # results come all at once, so no further one can follow that would move this
             self._add({"role": "user", "content": shown})
-        self._messages, self._instructions = request.messages, request.instructions
+        self._instructions = request.instructions
         tail = b""
         if request.continues is not None:
             tail = b"," + _encode({"role": "assistant", "content": request.continues.text})
             thoughts = sum(isinstance(part, Thinking) for part in request.continues.content)
             if thoughts:
                 self._leave_out("reasoning", "A partial answer is gone on from by its text alone.", thoughts)
-        return b"".join((self._head(request), b',"messages":[', self._written, tail, b"]}"))
-
-    def _add(self, item: dict[str, Any]) -> None:
-        written = _encode(item)
-        if self._written:
-            self._written += b","
-        self._written += written
+        return (self._head(request), b',"messages":[', self._written, tail, b"]}")
 
     def _head(self, request: ModelRequest) -> bytes:
         dialect, options = self._dialect, request.options
@@ -110,9 +102,9 @@ class ChatEncoder(RunEncoder):
             "response_format": self._format(request),
         }
         head = with_extra_body(head, options, ours=_OURS)
-        if request.tools:
-            head["tools"] = [{"type": "function", "function": self._function(tool)} for tool in request.tools]
-        return _encode(head)[:-1]
+        self._leave_out_ttl(request)
+        tools = self._tools(request, self._function)
+        return _encode(head)[:-1] + (b',"tools":' + tools if tools else b"")
 
     def _choice(self, request: ModelRequest) -> str | dict[str, Any] | None:
         choice = request.options.tool_choice
@@ -135,7 +127,9 @@ class ChatEncoder(RunEncoder):
 
     def _function(self, tool: ToolSpec) -> dict[str, Any]:
         fields = function(tool)
-        return fields | {"strict": is_strict(tool.parameters)} if self._dialect.strict_tools else fields
+        if self._dialect.strict_tools:
+            fields["strict"] = is_strict(tool.parameters)
+        return {"type": "function", "function": fields}
 
     def _message(self, message: Message) -> dict[str, Any]:
         if isinstance(message, AssistantMessage):
@@ -187,6 +181,34 @@ class ChatEncoder(RunEncoder):
         if not self._dialect.nine_character_ids or _NINE.fullmatch(id):
             return id
         return hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+def _with_summaries(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages, a summary joined with the user's messages on both sides of it: many templates refuse two of them in a row.
+
+    A summary comes when the conversation is written anew, so what is joined was never sent apart.
+    """
+    if not any(isinstance(message, UserMessage) and message.origin == "summary" for message in messages):
+        yield from messages
+        return
+    held: list[UserMessage] = []
+    for message in messages:
+        if isinstance(message, UserMessage) and (not held or "summary" in (message.origin, held[-1].origin)):
+            held.append(message)
+            continue
+        yield from _joined(held)
+        held = [message] if isinstance(message, UserMessage) else []
+        if not held:
+            yield message
+    yield from _joined(held)
+
+
+def _joined(messages: Sequence[UserMessage]) -> Iterator[UserMessage]:
+    if len(messages) < 2:
+        yield from messages
+    else:
+        text = "\n\n".join(message.content for message in messages)
+        yield UserMessage(text, tuple(each for message in messages for each in message.attachments))
 
 
 def _attachment(attached: Image | Document) -> dict[str, Any]:

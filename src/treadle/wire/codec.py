@@ -7,7 +7,8 @@ from typing import Protocol
 
 from treadle.errors import ModelError
 from treadle.values.events import Delta
-from treadle.values.request import ModelRequest, Omission, Reply, SchemaSupport
+from treadle.values.request import ModelRequest, Omission, PrefixMove, Reply, SchemaSupport
+from treadle.wire.ledger import Prefix
 
 __all__ = ["Codec", "Decoder", "Encoder", "bearer"]
 
@@ -27,6 +28,16 @@ class Encoder(Protocol):
     @property
     def omitted(self) -> Sequence[Omission]:
         """What the last request left out and none before it did."""
+        ...
+
+    @property
+    def moved(self) -> PrefixMove | None:
+        """What the last request has not as the one before it had; None if it begins with that one."""
+        ...
+
+    @property
+    def prefix(self) -> Prefix:
+        """What of the last request a server may keep. One object for the whole run."""
         ...
 
 

@@ -7,9 +7,19 @@ from typing import Generic, Protocol, TypeVar
 
 from treadle.errors import BadStream, ModelError
 from treadle.values.events import Delta
+from treadle.values.usage import Usage
 from treadle.wire.stream import AnswerReader
 
-__all__ = ["EventDecoder", "ReplyDecoder"]
+__all__ = ["EventDecoder", "ReplyDecoder", "is_cut"]
+
+
+def is_cut(usage: Usage, max_tokens: int | None) -> bool:
+    """As many tokens came as were asked for at most: the reply was cut, whatever the server calls it.
+
+    llama.cpp says `completed` of such a response (seen), and LiteLLM makes `end_turn` or `tool_use` of that (seen). A reply that
+    happens to end at its bound counts as cut.
+    """
+    return max_tokens is not None and usage.output_tokens is not None and usage.output_tokens >= max_tokens
 
 
 class _Fold(Protocol):

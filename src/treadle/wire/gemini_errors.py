@@ -29,7 +29,6 @@ from treadle.wire.untyped import array, object_, string
 
 __all__ = ["gemini_error_from_object", "gemini_error_from_response"]
 
-_OVERFLOW = re.compile(r"input token count.{0,40}exceeds the maximum number of tokens", re.IGNORECASE)  # reported
 _UNSUPPORTED = re.compile(
     r"(function calling|developer instruction|modality|thinking)\b.{0,80}\bis (not enabled|unsupported|not supported)",  # reported
     re.IGNORECASE,
@@ -78,6 +77,8 @@ def gemini_error_from_object(detail: Any) -> ModelError:
 
 def _as_kind(error: ModelError, detail: dict[str, Any], said: str) -> ModelError:
     kind = _kind(error, detail, said)
+    if kind is type(error) is ContextOverflow:
+        return error  # with its sizes
     hint = ""
     if kind is ModelNotFound:
         hint = "Is the model's name one that `GET /models` lists, and does the address end in /v1beta? `server_said` has more."
@@ -88,14 +89,17 @@ def _as_kind(error: ModelError, detail: dict[str, Any], said: str) -> ModelError
 
 def _kind(error: ModelError, detail: dict[str, Any], said: str) -> type[ModelError]:
     status = error.status or 500
-    if status in (400, 413) and _OVERFLOW.search(said):
+    if isinstance(error, ContextOverflow):
         return ContextOverflow
     if status == 400 and _KEY.search(said):
         return AuthenticationFailed
     if status in (400, 404) and _UNSUPPORTED.search(said):
         return Unsupported
     kind = _STATUS.get(string(detail.get("status")), type(error))
-    return QuotaExceeded if kind is RateLimited and _is_used_up(detail) else kind
+    # 402: prepaid credit is used up (documented: ai.google.dev/gemini-api/docs/api-errors).
+    if kind is RateLimited and (status == 402 or _is_used_up(detail)):
+        return QuotaExceeded
+    return kind
 
 
 def _is_used_up(detail: dict[str, Any]) -> bool:

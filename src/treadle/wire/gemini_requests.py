@@ -20,8 +20,8 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest
-from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, RunEncoder
+from treadle.values.request import ModelRequest, ToolSpec
+from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.gemini_fold import FORMAT, MARK
 from treadle.wire.parts import base64_text, images_heading, is_made_id, object_in, raw_object, result_text, with_extra_body
 from treadle.wire.untyped import string
@@ -41,16 +41,14 @@ class GeminiEncoder(RunEncoder):
     """Write the requests of one run (`RunEncoder`)."""
 
     def __init__(self, model: str) -> None:
-        super().__init__()
+        super().__init__(name="contents")
         self._name = model.rpartition("/")[2]
         self._three = is_three(model)
 
-    def _encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> Pieces:
         messages = request.messages
         known = len(self._messages)
-        if messages[:known] != self._messages or (known < len(messages) and _splits_results(messages, known)):
-            known = 0
-            self._written.clear()
+        known = self._known(request, anew=known < len(messages) and _splits_results(messages, known))
         system = request.instructions
         if messages and isinstance(messages[0], SystemMessage):
             system = "\n\n".join(text for text in (system, messages[0].content) if text)
@@ -63,23 +61,18 @@ class GeminiEncoder(RunEncoder):
             self._add_results(results)
             results = []
             if isinstance(message, AssistantMessage):
-                self._add("model", self._model_parts(message))
+                self._write("model", self._model_parts(message))
             else:
-                self._add("user", self._user_parts(message))
+                self._write("user", self._user_parts(message))
         self._add_results(results)  # they come all at once, so no further one can follow that would move what is written
-        self._messages = messages
-        return b"".join((self._head(request, system), b'"contents":[', self._written, b"]}"))
+        return (self._head(request, system), b'"contents":[', self._written, b"]}")
 
-    def _add(self, role: str, parts: list[Any]) -> None:
-        if not parts:
-            return
-        written = _encode({"role": role, "parts": parts})
-        if self._written:
-            self._written += b","
-        self._written += written
+    def _write(self, role: str, parts: list[Any]) -> None:
+        if parts:
+            self._add({"role": role, "parts": parts})
 
     def _add_results(self, results: list[ToolMessage]) -> None:
-        self._add("user", [self._result(result) for result in results])
+        self._write("user", [self._result(result) for result in results])
         if self._three:
             return
         shown: list[Any] = []
@@ -87,7 +80,7 @@ class GeminiEncoder(RunEncoder):
             if result.images:
                 self._leave_out("images", IMAGES, len(result.images))
                 shown += [{"text": images_heading(result)}, *map(_inline, result.images)]
-        self._add("user", shown)
+        self._write("user", shown)
 
     def _result(self, message: ToolMessage) -> dict[str, Any]:
         item = _with_id(message.call_id)
@@ -148,16 +141,15 @@ class GeminiEncoder(RunEncoder):
             "toolConfig": self._tool_config(request),
         }
         head = with_extra_body(head, options, ours=_OURS, merged=_MERGED)
-        if request.tools:
-            declared = [
-                {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
-                for tool in request.tools
-            ]
-            head["tools"] = [{"functionDeclarations": declared}]
-        if system:
-            head["systemInstruction"] = {"parts": [{"text": system}]}
-        written = _encode(head)[:-1]
-        return written + b"," if head else written
+        self._leave_out_ttl(request)
+        tools = self._tools(request, _tool)
+        said = self.prefix.system = _encode({"parts": [{"text": system}]}) if system else b""
+        fields = [_encode(head)[1:-1]] if head else []
+        if tools:
+            fields.append(b'"tools":[{"functionDeclarations":' + tools + b"}]")
+        if said:
+            fields.append(b'"systemInstruction":' + said)
+        return b"{" + b"".join(field + b"," for field in fields)
 
     def _generation_config(self, request: ModelRequest) -> dict[str, Any]:
         options, output = request.options, request.output
@@ -213,6 +205,10 @@ def _generation(name: str) -> float:
     if found:
         return float(found[1])
     return 3 if re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", name) else 2
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
 
 
 def _inline(attached: Image | Document) -> dict[str, Any]:

@@ -195,7 +195,10 @@ def _as_kind(error: ModelError) -> ModelError:
     said = error.server_said or ""
     kind, hint = type(error), ""
     if _NO_MEMORY.search(said):
-        kind, hint = Unsupported, "The model does not fit: use a smaller model, or a smaller num_ctx."
+        kind = Unsupported
+        hint = (
+            "The model does not fit: use a smaller one, or a smaller window: ContextPolicy(window_tokens=...), --window TOKENS."
+        )
     elif _NO_CHAT.search(said):
         kind, hint = Unsupported, "Name a model that chats; this one is of another kind."
     elif kind is ModelNotFound:
@@ -209,8 +212,8 @@ class OllamaCodec:
     """Ollama's own chat over HTTP. Paths begin at the server's root, not at /v1.
 
     Args:
-        num_ctx: The context window to load the model with, in tokens; None: the server decides (often 4,096, and a longer
-            prompt is cut without a word). `extra_body={"options": {"num_ctx": ...}}` of a run goes before it.
+        num_ctx: The context window to load the model with, in tokens; None: the server decides (often 4,096). What a run plans
+            with (`ModelRequest.window_tokens`) goes before it, and `extra_body={"options": {"num_ctx": ...}}` before both.
     """
 
     path = "/api/chat"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from treadle.errors import UsageError
 from treadle.values.messages import (
@@ -20,7 +21,7 @@ from treadle.values.messages import (
     UserMessage,
 )
 from treadle.values.request import ModelRequest
-from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, RunEncoder
+from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.parts import (
     base64_text,
     function,
@@ -49,17 +50,13 @@ class OllamaEncoder(RunEncoder):
         self._num_ctx = num_ctx
         self._instructions: str | None = None
 
-    def _encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> Pieces:
         messages = request.messages
         known = len(self._messages)
-        if (
-            messages[:known] != self._messages
-            or request.instructions != self._instructions
-            or (0 < known < len(messages) and isinstance(messages[known], ToolMessage) and _is_result(messages[known - 1]))
-        ):
-            known = 0
+        split = 0 < known < len(messages) and isinstance(messages[known], ToolMessage) and _is_result(messages[known - 1])
+        known = self._known(request, anew=split or request.instructions != self._instructions)
         if known == 0:
-            self._written.clear()
+            self._restart()
             system = request.instructions
             if messages and isinstance(messages[0], SystemMessage):  # many templates take one system message, at the start
                 system, known = "\n\n".join(text for text in (system, messages[0].content) if text), 1
@@ -78,23 +75,17 @@ class OllamaEncoder(RunEncoder):
                 images = [base64_text(image) for image in message.images]
                 shown.append({"role": "user", "content": images_heading(message), "images": images})
         self._add_all(shown)  # results come all at once, so no further one can follow that would move this
-        self._messages, self._instructions = messages, request.instructions
-        return b"".join((self._head(request), b',"messages":[', self._written, b"]}"))
+        self._instructions = request.instructions
+        return (self._head(request), b',"messages":[', self._written, b"]}")
 
     def _add_all(self, items: list[dict[str, Any]]) -> None:
         for item in items:
             self._add(item)
 
-    def _add(self, item: dict[str, Any]) -> None:
-        written = _encode(item)
-        if self._written:
-            self._written += b","
-        self._written += written
-
     def _head(self, request: ModelRequest) -> bytes:
         options = request.options
         settings: dict[str, Any] = {
-            "num_ctx": self._num_ctx,
+            "num_ctx": request.window_tokens or self._num_ctx,
             "num_predict": options.max_tokens,
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -104,6 +95,9 @@ class OllamaEncoder(RunEncoder):
         head: dict[str, Any] = {
             "model": self._model,
             "stream": True,
+            # Else what does not fit is cut from the prompt, and from the conversation while the model writes, without a word.
+            "truncate": False,
+            "shift": False,
             "think": self._think(options.reasoning),
             "options": {key: value for key, value in settings.items() if value is not None} or None,
             "format": request.output.schema if request.output is not None else None,
@@ -111,9 +105,11 @@ class OllamaEncoder(RunEncoder):
         head = with_extra_body(head, options, ours=_OURS, merged=_MERGED)
         if options.tool_choice not in (None, "auto", "none"):
             self._leave_out("tool_choice", "The format has no choice of tools: the model chooses.")
-        if request.tools and options.tool_choice != "none":  # none is said by offering none
-            head["tools"] = [{"type": "function", "function": function(tool)} for tool in request.tools]
-        return _encode(head)[:-1]
+        self._leave_out_ttl(request)
+        if options.tool_choice == "none":  # which is said by offering none
+            request = replace(request, tools=())
+        tools = self._tools(request, lambda tool: {"type": "function", "function": function(tool)})
+        return _encode(head)[:-1] + (b',"tools":' + tools if tools else b"")
 
     def _think(self, effort: str | None) -> bool | str | None:
         if effort is None:

@@ -18,7 +18,7 @@ from treadle.values.request import Finish, ModelRequest, Reply, SchemaSupport
 from treadle.values.usage import Usage
 from treadle.wire.chat_errors import error_from_response
 from treadle.wire.codec import bearer
-from treadle.wire.decoder import EventDecoder
+from treadle.wire.decoder import EventDecoder, is_cut
 from treadle.wire.parts import call_id_prefix
 from treadle.wire.responses_errors import error_in_stream
 from treadle.wire.responses_items import ItemsFold
@@ -95,9 +95,7 @@ class ResponsesDecoder(EventDecoder[ItemsFold]):
             return finish
         if self._fold.refused:
             return "refused"
-        # llama.cpp says `completed` of a response that its bound on tokens cut (seen), so the count has to tell.
-        cut = self._max_tokens is not None and usage.output_tokens is not None and usage.output_tokens >= self._max_tokens
-        if cut or self._fold.has_cut_call:
+        if is_cut(usage, self._max_tokens) or self._fold.has_cut_call:
             return "length"
         return "tool_use" if self._fold.has_calls else "end"
 

@@ -21,8 +21,8 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, SchemaSupport
-from treadle.wire.encoder import PART, REASONING, SIGNATURE, RunEncoder
+from treadle.values.request import ModelRequest, SchemaSupport, ToolSpec
+from treadle.wire.encoder import PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.parts import arguments, data_url, function, named, object_in, result_text, with_extra_body
 from treadle.wire.responses_items import FORMAT
 from treadle.wire.schemas import is_strict
@@ -73,44 +73,37 @@ class ResponsesEncoder(RunEncoder):
     """Write the requests of one run (`RunEncoder`)."""
 
     def __init__(self, model: str, dialect: ResponsesDialect) -> None:
-        super().__init__()
+        super().__init__(name="input")
         self._model = model
         self._dialect = dialect
         self._first = 0
 
-    def _encode(self, request: ModelRequest) -> bytes:
+    def _encode(self, request: ModelRequest) -> Pieces:
         messages, instructions, first = request.messages, request.instructions, 0
         if instructions and messages and isinstance(messages[0], SystemMessage):
             instructions, first = f"{instructions}\n\n{messages[0].content}", 1  # many templates take one system message
-        known = len(self._messages)
-        if messages[:known] != self._messages or first != self._first:
-            known = 0
-            self._written.clear()
+        known = self._known(request, anew=first != self._first)
         for place in range(max(known, first), len(messages)):
             for item in self._items(messages[place], place):
                 self._add(item)
-        self._messages, self._first = messages, first
-        return b"".join((self._head(request, instructions), b',"input":[', self._written, b"]}"))
-
-    def _add(self, item: dict[str, Any] | msgspec.Raw) -> None:
-        written = _encode(item)
-        if self._written:
-            self._written += b","
-        self._written += written
+        self._first = first
+        return (self._head(request, instructions), b',"input":[', self._written, b"]}")
 
     def _head(self, request: ModelRequest, instructions: str | None) -> bytes:
         head: dict[str, Any] = {"model": self._model, "stream": True, "store": False}
         if self._dialect.encrypted_reasoning:
             head["include"] = ["reasoning.encrypted_content"]
         head |= self._options(request)
-        if instructions:
-            head["instructions"] = instructions
-        if request.tools:
-            # `strict` is always said: left out, OpenAI rewrites the schema so that optional parameters become required (documented).
-            head["tools"] = [
-                {"type": "function", **function(tool), "strict": is_strict(tool.parameters)} for tool in request.tools
-            ]
-        return _encode(head)[:-1]
+        self._leave_out_ttl(request)
+        system = self.prefix.system = _encode(instructions) if instructions else b""
+        tools = self._tools(request, _tool)
+        return b"".join(
+            (
+                _encode(head)[:-1],
+                b',"instructions":' + system if system else b"",
+                b',"tools":' + tools if tools else b"",
+            )
+        )
 
     def _options(self, request: ModelRequest) -> dict[str, Any]:
         options, dialect = request.options, self._dialect
@@ -215,6 +208,11 @@ class ResponsesEncoder(RunEncoder):
             "name": named(call.name),
             "arguments": arguments(call.arguments),
         }
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    # `strict` is always said: left out, OpenAI rewrites the schema so that optional parameters become required (documented).
+    return {"type": "function", **function(tool), "strict": is_strict(tool.parameters)}
 
 
 def _output(message: ToolMessage) -> str | list[dict[str, Any]]:
