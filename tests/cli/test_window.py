@@ -73,10 +73,10 @@ def test_a_model_writes_the_summary_if_it_is_asked_to(here: Path) -> None:
 
 def test_what_cannot_be_shortened_is_an_error_that_lists_it(here: Path) -> None:
     with serving("never") as server:
-        done = treadle("run", "-", *server.options("--window", "2000", tools=["look"]), cwd=here, said=LONG)
+        done = treadle("run", "-", *server.options("--window", "700", tools=["look"]), cwd=here, said=LONG)
         assert (done.returncode, done.stdout, server.requests) == (3, "", [])
         error = done.stderr[done.stderr.index("error: ") :]
-        assert "does not fit the window of 2,000" in error
+        assert "does not fit the window of 700" in error
         assert "the user's first request" in error
         assert "1 tools" in error
 

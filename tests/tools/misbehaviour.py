@@ -37,6 +37,7 @@ from tests.faults.row import SameWaits, of_events
 from tests.harness import ByteServer, Hang, VirtualClockLoop, Wait, reply, run_virtual, settled, sse
 from treadle import (
     Agent,
+    ContextPlanned,
     Ended,
     Event,
     Failed,
@@ -898,7 +899,8 @@ async def play(row: Row, form: str, world: World) -> Seen:
             async with agent.stream("Hi") as run:
                 async for event in run:
                     events.append(event)
-                    renderer.show(event)
+                    if not isinstance(event, ContextPlanned):  # which names the port
+                        renderer.show(event)
                     world.called |= isinstance(event, ToolStarted)
                     if isinstance(event, ToolStarted) and row.leaves_after_s is not None:
                         await world.until_started()

@@ -32,15 +32,21 @@ async def next_request(plan: Plan, state: State, driver: Driver | None) -> HttpR
     """
     step = _step(plan, state, driver)
     chosen = plan.drivers[step.driver]
-    async with chosen.connect() as connection:
-        while True:
-            request = plan.request(state, step)
-            facts = await plan.context.before(state, request, step.driver)
-            if not facts:
-                return said_by(connection, request, model=chosen.model)
-            for fact in facts:
-                state = apply(state, fact)
-            step = _step(plan, state, driver)
+    try:
+        async with chosen.connect() as connection:
+            while True:
+                request = plan.request(state, step)
+                facts = await plan.context.before(state, request, step.driver)
+                if not facts:
+                    return said_by(connection, request, model=chosen.model)
+                for fact in facts:
+                    state = apply(state, fact)
+                step = _step(plan, state, driver)
+    except _WouldAsk:
+        raise UsageError(
+            f"this conversation is too long for {chosen.model}, and would first be summed up in a way that may ask a model",
+            hint="Only then is the next request known; with compaction=local_summary it can be told.",
+        ) from None
 
 
 def _step(plan: Plan, state: State, driver: Driver | None) -> CallModel:
@@ -63,8 +69,9 @@ def without_models(context: ContextPolicy) -> ContextPolicy:
     return context if context.compaction in (local_summary, sliding_window) else replace(context, compaction=_refused)
 
 
+class _WouldAsk(BaseException):
+    """Not an `Exception`: those are a compaction's own failures, for which `local_summary` stands in."""
+
+
 async def _refused(dropped: Sequence[Message], room: Room) -> Summary | None:
-    raise UsageError(
-        f"this conversation is too long for {room.driver.model}, and would first be summed up in a way that may ask a model",
-        hint="Only then is the next request known; with compaction=local_summary it can be told.",
-    )
+    raise _WouldAsk
