@@ -140,6 +140,9 @@ class Context:
         room = request.options.max_tokens or 0
         trigger = max(min(window.tokens * self._policy.compact_at, window.tokens - room), window.tokens * 0.3)
         target = min(trigger, window.tokens * self._policy.compact_to)
+        early = window.tokens * min(_PRUNE_FROM, self._policy.prune_at)
+        if not state.overflowed and total + self._guessed * self._drivers[driver].calibration.prompt_error < min(trigger, early):
+            return []  # as nearly every time
         is_sure = state.overflowed  # a refusal has told more than a count would
         if not is_sure:
             total, is_sure = await self._sure(total, (trigger, window.tokens), request, driver)
