@@ -21,7 +21,7 @@ def treadle(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
 
 def test_it_is_printed_with_its_key_hidden_and_needs_nobody(tmp_path: Path) -> None:
     done = treadle(
-        *("Hi", "--print-request", "--model", "anthropic/claude-opus-4-6", "--max-tokens", "9", "--save", "run.json"),
+        *("Hi", "--print-request", "--model", "anthropic/claude-opus-4-6", "--max-tokens", "9"),
         cwd=tmp_path,
         ANTHROPIC_API_KEY="CANARY",
     )
@@ -31,7 +31,14 @@ def test_it_is_printed_with_its_key_hidden_and_needs_nobody(tmp_path: Path) -> N
     assert "x-api-key: ***" in head.splitlines()
     assert "CANARY" not in done.stdout
     assert json.loads(body)["max_tokens"] == 9
-    assert list(tmp_path.iterdir()) == []  # there is no run to keep
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_no_run_to_save(tmp_path: Path) -> None:
+    done = treadle("Hi", "--print-request", "--save", "run.json", "--model", "http://127.0.0.1:9/v1#m", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--save" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_as_json_it_is_a_line(tmp_path: Path) -> None:

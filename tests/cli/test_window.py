@@ -115,7 +115,10 @@ def test_it_is_part_of_the_command_that_goes_on(here: Path) -> None:
         assert "--window 2000 --compaction window" in line
 
 
-@pytest.mark.parametrize("options", [["--window", "0"], ["--window", "many"], ["--compaction", "all"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--window", "0"], ["--window", "many"], ["--window", "100000001"], ["--window", "9" * 30], ["--compaction", "all"]],
+)
 def test_what_cannot_be_is_refused(options: list[str], here: Path) -> None:
     done = treadle("run", "Hi", *options, cwd=here)
     assert done.returncode == 2

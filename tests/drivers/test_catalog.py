@@ -418,7 +418,8 @@ class TestFormats:
             ("+http://host#m", "no format is named ''", "FORMAT+URL#NAME"),
             ("anthropic+deepseek/m", "DeepSeek is not asked in the format 'anthropic'", "It is in chat"),
             ("ollama+vllm/m", "vLLM is not asked in the format 'ollama'", "ollama+URL#NAME"),
-            ("chat+olama/m", "no provider is named 'olama'", '"ollama/m"'),
+            ("chat+olama/m", "no provider is named 'olama'", '"chat+ollama/m"'),
+            ("gemini+localhost:8080/v1#m", "no provider is named 'localhost:8080'", '"gemini+http://localhost:8080/v1#m"'),
             ("gemini+http://host", "names no model", "gemini+http://host#MODEL"),
             ("gemini+local", "names no model", "gemini+URL#MODEL"),
             ("https://api.openai.com/v1", "names no model", "https://api.openai.com/v1#MODEL"),
@@ -431,10 +432,28 @@ class TestFormats:
         assert said in caught.value.message
         assert hinted in caught.value.hint
 
-    def test_an_unknown_format_repeats_no_secret(self) -> None:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "antropic+http://me:CANARY@host/v1#m",
+            "CANARY+http://host/v1",
+            "sk-CANARY+http://host/v1",
+            "gemini+localhost:8080/v1?key=CANARY",
+            "localhost:8080/v1?key=CANARY",
+            "me:CANARY@localhost:8080/v1",
+            "olama/m?key=CANARY",
+            "chat+htp://me:CANARY@host/v1#m",
+            "chat+olama+http://me:CANARY@host/v1",
+            "ollama+sk-CANARY@host/m",
+            "http://host/v1?key=CANARY#m",
+            "http://host/v1#m?key=CANARY",
+            "chat+http://me:CANARY@host/v1#m",
+        ],
+    )
+    def test_a_mistyped_address_repeats_no_secret(self, text: str) -> None:
         with pytest.raises(UsageError) as caught:
-            driver_for("antropic+http://me:CANARY@host/v1#m")
-        assert "CANARY" not in str(caught.value)
+            driver_for(text)
+        assert "CANARY" not in str(caught.value) + repr(caught.value) + caught.value.hint
 
     def test_a_key_goes_where_the_format_has_it_and_to_its_own_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OLLAMA_API_KEY", "CANARY")

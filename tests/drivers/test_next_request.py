@@ -245,6 +245,18 @@ def test_as_text_it_is_an_http_message() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["Accept", "accept", "User-Agent", "X-Key"])
+def test_the_key_is_hidden_in_whatever_header_it_is_sent(name: str) -> None:
+    async def main() -> HttpRequest:
+        driver = HttpDriver(ChatCodec(), "http://h/v1", "m", api_key="CANARY", key_header=name)
+        return await Agent(driver).next_request("Hi")
+
+    said = run_virtual(main())
+    assert said.headers[name] == "***"
+    for text in (str(said), repr(said), said.curl):
+        assert "CANARY" not in text
+
+
 def test_the_command_is_quoted_for_a_shell() -> None:
     request = HttpRequest(method="POST", url="http://h/v1", headers={"A": "***"}, body=b'{"text":"it\'s"}')
     assert request.curl == ("""curl --no-buffer -X POST http://h/v1 -H 'A: ***' --data-binary '{"text":"it'"'"'s"}'""")

@@ -178,7 +178,8 @@ def test_a_chat_goes_on_where_it_was_and_each_culprit_is_named(wire: str, culpri
     settings, change, words = CULPRITS[culprit] if culprit else ({}, None, "")
 
     async def main() -> tuple[list[Any], bool, list[Any]]:
-        turns = [TURNS[1], Turn("A sea.", "Hm."), Turn("Nothing more."), Turn("You are welcome.")]
+        looked = replace(TURNS[1], text="I look at what there is, and then at what others call it. ")
+        turns = [looked, Turn("A sea.", "Hm."), Turn("Nothing more."), Turn("You are welcome.")]
         async with ByteServer(answers(wire, turns), check_history=False) as server:
             one = agent(wire, server)
             _, result = await watched(one, "What is there?")

@@ -73,6 +73,25 @@ def test_no_other_machine_whoever_asks(address: tuple[str, int]) -> None:
         made.sendto(b"?", ("192.0.2.1", 53))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda made: made.sendmsg([b"?"], [], 0, ("192.0.2.1", 53)),
+        lambda made: made.connect_ex(("192.0.2.1", 53)),
+        lambda made: socket.gethostbyname("example.invalid"),
+        lambda made: socket.gethostbyname_ex("example.invalid"),
+        lambda made: socket.gethostbyaddr("192.0.2.1"),
+        lambda made: socket.getnameinfo(("192.0.2.1", 53), 0),
+        lambda made: socket.getaddrinfo("example.invalid", 53),
+    ],
+    ids=["sendmsg", "connect_ex", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "getnameinfo", "getaddrinfo"],
+)
+def test_every_way_out_of_a_socket(call: Callable[[socket.socket], Any]) -> None:
+    with pytest.raises(NetworkBlocked, match=r"192\.0\.2\.1|example\.invalid"), offline():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            call(made)
+
+
 def test_a_tests_own_servers_are_let_through() -> None:
     with offline(), socket.create_server(("127.0.0.1", 0)) as server:
         for host in ("127.0.0.1", "localhost"):

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from treadle.errors import UsageError
-from treadle.values.messages import AssistantMessage, Message, Opaque, Text, Thinking, ToolMessage, UserMessage
+from treadle.values.messages import (
+    AssistantMessage,
+    Message,
+    Opaque,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolMessage,
+    UserMessage,
+)
 from treadle.values.request import ModelRequest, Omission, Options, OutputSchema, ToolSpec
 from treadle.wire.anthropic import AnthropicCodec
 from treadle.wire.anthropic_requests import ANTHROPIC_API, AnthropicDialect
@@ -214,3 +223,57 @@ def test_a_turn_costs_what_is_new_in_it(name: str) -> None:
         encoder.encode(ModelRequest(messages=messages))
         costs.append(len(looked_at))
     assert len(set(costs)) == 1 and costs[0] >= 1
+
+
+Q, SUMMARY = UserMessage("q"), UserMessage("what was", origin="summary")
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("revision", [None, 0])
+@pytest.mark.parametrize("instructions", [None, "Be brief."])
+@pytest.mark.parametrize(
+    ("before", "after", "moves"),
+    [
+        ((Q, SUMMARY), (Q, SUMMARY, UserMessage("n")), True),
+        ((Q,), (Q, SUMMARY), True),
+        ((), (SystemMessage("Rules."), Q), False),
+        ((), (Q,), False),
+        ((SystemMessage("Rules."),), (SystemMessage("Rules."), Q), False),
+        ((Q,), (Q, UserMessage("n")), False),
+    ],
+)
+def test_an_item_that_holds_more_now_is_written_anew(
+    name: str,
+    revision: int | None,
+    instructions: str | None,
+    before: tuple[Message, ...],
+    after: tuple[Message, ...],
+    moves: bool,
+) -> None:
+    """Some formats join what stands side by side: then the bytes are those of an encoder without a past, and the move is told."""
+    model = {"gemini": "gemini-2.5-flash"}.get(name, name)
+    encoder, fresh = CODECS[name].encoder(model), CODECS[name].encoder(model)
+    first, second = (ModelRequest(messages=each, instructions=instructions, revision=revision) for each in (before, after))
+    was = encoder.encode(first)
+    now = encoder.encode(second)
+    assert now == fresh.encode(second)
+    if isinstance(CODECS[name], ChatCodec) and moves:
+        assert encoder.moved is not None and encoder.moved.component.endswith("the user's text")
+    if isinstance(CODECS[name], ChatCodec) and after[:1] != before[:1] and isinstance(after[0], SystemMessage) and instructions:
+        assert encoder.moved is not None and encoder.moved.component == "the system text"
+        assert was != now
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("run_ids", [("a", "b"), ("a", "a")])
+def test_two_runs_that_share_an_encoder_are_told_apart(name: str, run_ids: tuple[str, str]) -> None:
+    """A revision counts within a run. Without ids of runs the last message that was written says that it is another one."""
+    model = {"gemini": "gemini-2.5-flash"}.get(name, name)
+    encoder = CODECS[name].encoder(model)
+    last = UserMessage("last")
+    other = last if run_ids[0] != run_ids[1] else UserMessage("last")
+    said = AssistantMessage((Text("x"),))
+    for run_id, first, end in zip(run_ids, ("one", "two"), (last, other), strict=True):
+        request = ModelRequest(messages=(UserMessage(first), said, end), run_id=run_id, revision=0)
+        body = encoder.encode(request)
+        assert body == CODECS[name].encoder(model).encode(request)

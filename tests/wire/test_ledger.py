@@ -55,11 +55,25 @@ CHAT: tuple[Message, ...] = (
     AssistantMessage((*_THOUGHTS, Text("I look."), ToolCall("c1", "look", '{"what":"a"}'), ToolCall("c2", "write", "{}"))),
     ToolMessage("c1", "look", "a calm sea, and a long line of text about it"),
     ToolMessage("c2", "write", "done"),
-    AssistantMessage((Text("A sea."),)),
+    AssistantMessage((Text("A sea, and far out a ship that hardly moves."),)),
     UserMessage("And then?"),
 )
 REQUEST = ModelRequest(messages=CHAT, instructions="It is 03:57. Be brief.", tools=(LOOK, WRITE))
 LATER: tuple[Message, ...] = (*CHAT, AssistantMessage((Text("Nothing."),)), UserMessage("Thanks."))
+
+
+GREETING = "Hello! How can I help you today?"
+SHOTS = [
+    "An example",
+    "What is to be said of it, at some length, so that it is clear.",
+    "Another",
+    "And this of the other one, as long as it.",
+]
+
+
+def spoken(texts: list[str]) -> tuple[Message, ...]:
+    """In turn, the user first."""
+    return tuple(AssistantMessage((Text(text),)) if n % 2 else UserMessage(text) for n, text in enumerate(texts))
 
 
 def turn(*parts: Any) -> tuple[Message, ...]:
@@ -251,10 +265,11 @@ class TestRuns:
     @pytest.mark.parametrize("codec", CODECS)
     def test_a_clock_in_the_system_text(self, codec: str) -> None:
         requests = [replace(REQUEST, messages=LATER[:n], instructions=f"It is 03:{n}.") for n in (1, 6, 8)]
-        assert self.told(*requests, codec=codec) == [None, "the system text", "the system text"]
+        # Of a question alone nobody knows whose it was.
+        assert self.told(*requests, codec=codec) == [None, None, "the system text"]
 
     def test_a_system_message_in_the_history(self) -> None:
-        requests = [ModelRequest(messages=(SystemMessage(f"It is 03:{n}."), *LATER[:n])) for n in (1, 6)]
+        requests = [ModelRequest(messages=(SystemMessage(f"It is 03:{n}."), *LATER[:n])) for n in (6, 8)]
         for codec in CODECS:
             assert self.told(*requests, codec=codec) == [None, "the system text"]
 
@@ -274,6 +289,62 @@ class TestRuns:
     @pytest.mark.parametrize("codec", CODECS)
     def test_another_conversation_is_no_break(self, other: Callable[[], ModelRequest], codec: str) -> None:
         assert self.told(REQUEST, other(), codec=codec) == [None, None]
+
+    @pytest.mark.parametrize("codec", CODECS)
+    @pytest.mark.parametrize(
+        ("mine", "theirs"),
+        [
+            (["Hi"], ["Hi", "Hello Ann", "What's up?"]),
+            (["Hi", "Hello!", "Weather?"], ["Hi", "Hello!", "News?", "None.", "Fine."]),
+            (["Hi", GREETING, "Weather?"], ["Hi", GREETING, "Weather?", "Sun.", "Fine."]),
+            ([*SHOTS, "Yours"], [*SHOTS, "Mine", "As before.", "And now?"]),
+        ],
+    )
+    def test_what_many_people_say_is_no_evidence(self, mine: list[str], theirs: list[str], codec: str) -> None:
+        """One driver for the chats of many users: greetings, and examples in front of each."""
+        for instructions in (("The user is Bob.", "The user is Ann."), ("Be brief.", "Be brief.")):
+            requests = [
+                ModelRequest(messages=spoken(t), instructions=i) for t, i in zip((mine, theirs), instructions, strict=True)
+            ]
+            assert self.told(*requests, codec=codec)[1] is None
+
+    @pytest.mark.parametrize("codec", CODECS)
+    def test_a_head_of_several_conversations_is_no_evidence(self, codec: str) -> None:
+        """The same examples and the same question, of two users that this driver knows, and of a third that it does not."""
+        ask = [ModelRequest(messages=spoken([*SHOTS, "Hi"]), instructions=f"The user is {name}.") for name in ("Bob", "Ann")]
+        other = replace(ask[0], messages=spoken([*SHOTS, "Yo"]))
+        third = ModelRequest(messages=spoken([*SHOTS, "Hi", "Hello", "So?"]), instructions="The user is Eve.")
+        assert self.told(*ask, other, third, codec=codec)[-1] is None
+
+    def test_examples_whose_conversation_was_forgotten(self) -> None:
+        ledger = Ledger()
+        self.told(*(ModelRequest(messages=spoken([*SHOTS, each])) for each in ("mine", *"abcdefgh")), ledger=ledger)
+        assert self.told(ModelRequest(messages=spoken([*SHOTS, "mine", "Yes.", "So?"])), ledger=ledger) == [None]
+
+    @pytest.mark.parametrize("codec", CODECS)
+    def test_a_long_answer_is_evidence(self, codec: str) -> None:
+        chat = ["Weather?", "Rain in the morning, sun from noon on, and wind.", "News?", "None.", "Fine."]
+        requests = [ModelRequest(messages=spoken(chat[:n]), instructions=f"It is 03:{n}.") for n in (3, 5)]
+        assert self.told(*requests, codec=codec) == [None, "the system text"]
+
+    def test_a_history_that_was_mostly_written_anew_is_none_that_goes_on(self) -> None:
+        end = ["Rain in the morning, sun from noon on, and wind.", "News?"]
+        chats = [["Hi", *(f"{n} {who}" for n in range(6)), *end] for who in ("before", "anew")]
+        requests = [ModelRequest(messages=spoken(chat)) for chat in (chats[0], [*chats[1], "None.", "Fine."])]
+        assert self.told(*requests) == [None, None]
+
+    def test_it_prints_no_prompt(self) -> None:
+        encoder = ChatCodec().encoder("m")
+        encoder.encode(replace(REQUEST, instructions="CANARY", messages=(UserMessage("CANARY"),)))
+        assert "CANARY" not in repr(encoder.prefix)
+        assert str(len(encoder.prefix)) in repr(encoder.prefix)
+
+    def test_one_that_is_too_large_drives_out_no_other(self) -> None:
+        ledger = Ledger()
+        self.told(*(replace(REQUEST, messages=LATER[:n]) for n in (1, 6)), ledger=ledger)
+        self.told(ModelRequest(messages=(UserMessage("x" * 5_000_000),)), ledger=ledger)
+        assert len(ledger._kept) == 2
+        assert self.told(replace(REQUEST, messages=LATER, instructions="Other."), ledger=ledger) == ["the system text"]
 
     def test_the_nearest_of_several(self) -> None:
         early = replace(REQUEST, messages=LATER[:1], instructions="It is 01:00.")

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from treadle.errors import ContextOverflow, InvalidRequest, ModelError, RateLimited, ServerError
+from treadle.errors import (
+    AuthenticationFailed,
+    ContextOverflow,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    RateLimited,
+    ServerError,
+)
 from treadle.values.request import ModelRequest
 from treadle.wire.anthropic import AnthropicCodec
 from treadle.wire.chat import ChatCodec
@@ -141,6 +149,14 @@ WORDINGS: dict[str, Row] = {
         "(TPM): Limit 6000, Requested 10338, please reduce your message size and try again.",
         6000,
         None,
+    ),
+    "OpenAI, GPT-5, community.openai.com/t/1344734": (
+        400,
+        "responses",
+        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 297006 tokens. Please reduce the length "
+        "of the messages.",
+        272000,
+        297006,
     ),
     "Groq, langchain-ai/langchain#37533": (400, "chat", "Please reduce the length of the messages or completion.", None, None),
     "DeepSeek, evalstate/fast-agent#621": (
@@ -418,3 +434,67 @@ def test_too_many_bytes_are_cured_alike_and_measured_in_no_tokens(body: bytes, f
     error = error_of(413, body, format)
     assert overflow(error) == (None, None)
     assert "too many bytes" in error.hint
+
+
+OVERFLOW = "This model's maximum context length is 4096 tokens"
+USERS = [f"Why does vLLM say: {OVERFLOW}?", "credit balance is too low", "tiny is not a multimodal model", "API key not valid"]
+
+
+@pytest.mark.parametrize("said", USERS)
+@pytest.mark.parametrize("format", CODECS)
+def test_the_users_own_words_decide_nothing(format: str, said: str) -> None:
+    """Servers quote the request in what they say of it: FastAPI as `input`, others in the message, a filter on a page of its own."""
+    wrong = {"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}
+    message = {"role": "user", "content": said}
+    bodies = [
+        {"detail": [{**wrong, "input": message, "ctx": {"error": said}}]},
+        {"object": "error", "message": {"detail": [{**wrong, "input": said}]}, "type": "invalid_request_error"},
+        {"error": {"message": "bad request", "type": "invalid_request_error", "request": {"messages": [message]}}},
+        {"error": {"message": f"messages.0.content: Input should be a valid list; got '{said}'"}},
+        {"error": {"message": f"Invalid 'messages[0].content': '{said}' is not allowed"}},
+        {"error": {"message": f"1 validation error:\n  {{'type': 'x', 'msg': 'Not permitted', 'input': {message}}}"}},
+        {"error": {"message": f"Input should be a valid string [type=x, input_value={message}, input_type=dict]"}},
+        {"error": {"message": "Request failed. " + "x" * 5_000 + said}},
+    ]
+    for status in (400, 422):
+        for body in bodies:
+            assert type(error_of(status, json.dumps(body).encode(), format)) is InvalidRequest, body
+    assert type(error_of(400, f"<html>blocked: {said}</html>".encode(), format)) is InvalidRequest
+    assert type(error_of(400, ("Bad request: " + "x" * 600 + said).encode(), format)) is InvalidRequest
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_status_that_is_about_something_else(status: int) -> None:
+    error = error_of(status, json.dumps({"error": {"message": f"no: {OVERFLOW}"}}).encode())
+    assert type(error) is (ModelNotFound if status == 404 else AuthenticationFailed)
+
+
+def test_together_says_it_with_a_403() -> None:
+    said = "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048"
+    assert overflow(error_of(403, json.dumps({"error": {"message": said}}).encode())) == (2048, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"detail": OVERFLOW},
+        {"detail": [{"type": "value_error", "loc": ["body"], "msg": OVERFLOW, "input": {}}]},
+        {"message": OVERFLOW},
+        {"error": OVERFLOW},
+        {
+            "error": {
+                "message": "Provider returned error",
+                "code": 400,
+                "metadata": {"raw": json.dumps({"error": {"message": OVERFLOW}})},
+            }
+        },
+        {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": OVERFLOW}}},
+        [{"error": {"message": OVERFLOW, "code": 400}}],
+    ],
+)
+def test_wherever_the_server_has_its_words(body: Any) -> None:
+    assert overflow(error_of(400, json.dumps(body).encode())) == (4096, None)
+
+
+def test_a_plain_text_says_it_at_its_beginning() -> None:
+    assert overflow(error_of(400, OVERFLOW.encode())) == (4096, None)

@@ -89,6 +89,8 @@ def run(prompt: str, options: AgentOptions, save: Path | None, print_request: bo
         person = None if options.as_json else person_at_terminal()
         tools = options.tools(with_person=person is not None)
         if print_request:
+            if save is not None:
+                raise UsageError("--print-request sends nothing, so there is no run to --save", hint="Leave one of them out.")
             _print_request(options, tools, prompt)
             return
         saved = None if save is None else SavedRun(save)

@@ -165,7 +165,7 @@ _OPTIONS = (
     click.option("--seed", type=int, help="Sampling seed."),
     click.option(
         "--window",
-        type=click.IntRange(256),
+        type=click.IntRange(256, 100_000_000),
         metavar="TOKENS",
         help="The model's context window. A conversation that comes near it is shortened before it is sent. Ollama and a .gguf file are"
         " served with this window; of other servers it must be what they have.  [default: the server is asked]",

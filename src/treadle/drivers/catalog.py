@@ -310,6 +310,11 @@ def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
         return DiscoveredDriver(text, provider=provider, api_key=api_key, format=format)
     if rest.lower().startswith(("http://", "https://")):
         url, _, name = rest.partition("#")
+        if re.search(r"[?&]\w+=", name):
+            raise UsageError(
+                "a model's name holds no query",
+                hint="Pass a key as `api_key=`, or in the provider's variable; the name ends a URL: URL#NAME.",
+            )
         url = asked_at(format, _mended(url, path=_PATHS.get(format or "", "/v1")))
         if name:
             return http_driver(url, name, api_key=api_key, format=format)
@@ -320,7 +325,7 @@ def driver_for(model: str, *, api_key: ApiKey = None) -> Driver:
     provider, _, name = rest.partition("/")
     preset = PRESETS.get(provider)
     if preset is None:
-        raise _unknown(rest)
+        raise _unknown(rest, format)
     if not preset.local and not name:
         raise UsageError(f"{text!r} names no model of {preset.title}", hint=f"Write {text.rstrip('/')}/MODEL.")
     preset.check(format)
@@ -442,7 +447,9 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _unknown(text: str) -> UsageError:
+def _unknown(text: str, format: str | None) -> UsageError:
+    text = re.sub(r"^.*@", "…@", re.sub(r"\?.*", "", text, flags=re.DOTALL), flags=re.DOTALL)  # a key may be in them
+    before = f"{format}+" if format else ""
     shown = repr(text if len(text) <= 80 else text[:80] + "…")
     if text.lower().endswith(".gguf"):
         return UsageError(
@@ -461,7 +468,7 @@ def _unknown(text: str) -> UsageError:
         guess = ""
     else:
         guess = f"ollama/{text}" if text else "local"
-    hint = f'Did you mean "{guess[:80]}"? ' if guess else ""
+    hint = f'Did you mean "{before}{guess[:80]}"? ' if guess and "@" not in guess else ""
     return UsageError(
         f"no provider is named {provider[:80]!r}" if slash else f"{shown} names no server",
         hint=f"{hint}A model is PROVIDER/NAME (with {', '.join(PRESETS)}), http://HOST:PORT/v1#NAME, or local; with FORMAT+ in front"

@@ -84,8 +84,10 @@ def split_format(text: str) -> tuple[str | None, str]:
         return said, rest
     near = _ALSO.get(said) or next(iter(difflib.get_close_matches(said, FORMATS, n=1)), None)
     guess = f'Did you mean "{near}+"? ' if near else ""
+    # What stands there may be a key that was pasted to the wrong place; a word that is nearly a format is none.
+    plain = near or re.fullmatch(r"[a-z]{0,12}", match[1])
     raise UsageError(
-        f"no format is named {match[1][:80]!r}",
+        f"no format is named {match[1][:80]!r}" if plain else "what stands in front of the + is no format",
         hint=f"{guess}FORMAT+URL#NAME and FORMAT+PROVIDER/NAME choose how a server is asked, with {', '.join(FORMATS)}.",
     )
 

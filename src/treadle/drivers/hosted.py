@@ -19,10 +19,12 @@ __all__ = ["hosted_info"]
 
 _ASK_S = 5.0
 _MAX_LISTED = 5_000
+_OWN_NAMES = frozenset({"azure"})  # there a name is that of a deployment, and says nothing of the model
 
 
 async def hosted_info(server: str, base_url: str, model: str, *, field: WindowField | None, headers: dict[str, str]) -> ModelInfo:
-    """The model's window, as the provider says, else as the table in `windows` has it, else none.
+    """The model's window, as the provider says, else as the table in `windows` has it, else none. Azure's names are the customer's, so
+    they are not looked up.
 
     The only address asked is below `base_url`. A provider that does not answer is as one that does not say.
 
@@ -32,7 +34,7 @@ async def hosted_info(server: str, base_url: str, model: str, *, field: WindowFi
     tokens = await _asked(base_url, model, field, headers) if field is not None else None
     if tokens is not None and field is not None:
         source = f"GET {field.path} {field.name}"
-    elif (row := window_of(model)) is not None:
+    elif server not in _OWN_NAMES and (row := window_of(model)) is not None:
         tokens, source = row.tokens, f"treadle's table: {row.source}, {row.read}"
     else:
         source = None

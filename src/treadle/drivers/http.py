@@ -167,9 +167,11 @@ class HttpDriver:
     def shown_headers(self, request: ModelRequest) -> dict[str, str]:
         """The same with `***` for every value that is not ours: a key, or one that somebody put there."""
         ours = {"Accept", "Accept-Encoding", "Content-Type", "User-Agent", *self.codec.headers(None)}
-        theirs = {*self._headers, *request.options.extra_headers}
-        sent = self.headers(request)
-        return {name: value if name in ours - theirs else HIDDEN for name, value in sent.items()}
+        theirs = {name.lower() for name in (*self._headers, *request.options.extra_headers, self._key_header or "")}
+        return {
+            name: value if name in ours and name.lower() not in theirs else HIDDEN
+            for name, value in self.headers(request).items()
+        }
 
     def _key_headers(self) -> dict[str, str]:
         key = usable_key(self._api_key)

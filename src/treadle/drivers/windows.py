@@ -2,7 +2,8 @@
 
 A row is as good as its source on its date.
 
-The window is input and output together, in tokens. A model that fits no row has none: a window that is guessed too large is
+The window is input and output together, in tokens; of a model whose input has a limit of its own it is that limit, since nothing longer
+can be sent. A model that fits no row has none: a window that is guessed too large is
 worse than none.
 """
 
@@ -46,11 +47,15 @@ _XAI = "docs.x.ai/developers/models"
 
 WINDOWS: tuple[Window, ...] = (
     Window(pattern=r"gpt-5(\.\d)?-chat(-latest)?", tokens=128_000, source=f"{_OPENAI}, via labring/fastgpt-plugin"),
-    Window(pattern=r"gpt-5\.[45](-pro)?", tokens=1_050_000, source=f"{_OPENAI}, via docs.oxen.ai and developer.box.com"),
+    # 1,050,000 in all, of which 128,000 are the answer's.
+    Window(pattern=r"gpt-5\.[45](-pro)?", tokens=922_000, source="input of gpt-5.4: wavespeed.ai/llm/openai/gpt-5.4"),
+    # 400,000 in all, of which 272,000 are the answer's.
+    Window(pattern=r"gpt-5-pro", tokens=128_000, source=f"{_OPENAI}/gpt-5-pro, via api.koog.ai"),
+    # 400,000 in all, of which 128,000 are the answer's. "Input tokens exceed the configured limit of 272,000 tokens" (reported).
     Window(
         pattern=r"gpt-5(\.[1-3])?(-(mini|nano|pro|codex))?",
-        tokens=400_000,
-        source=f"{_OPENAI}, via docs.uipath.com and vercel.com/ai-gateway",
+        tokens=272_000,
+        source="input limit: community.openai.com/t/1344734, vercel.com/ai-gateway",
     ),
     Window(pattern=r"gpt-4\.1(-(mini|nano))?", tokens=1_047_576, source=f"{_OPENAI}, via chatai.guide"),
     Window(pattern=r"(gpt-4o(-mini)?|chatgpt-4o-latest)", tokens=128_000, source=f"{_OPENAI}, via docs.uipath.com"),

@@ -12,7 +12,7 @@ from treadle.testing.errors import CassetteError, NotRecorded
 from treadle.testing.faults import Fault, Split
 from treadle.testing.guard import lifted
 from treadle.testing.replay import ReplayDriver
-from treadle.testing.scrub import Scrubber
+from treadle.testing.scrub import Scrubber, without_address
 from treadle.testing.tape import codec_from, read_tape, write_tape
 from treadle.values.ports import Driver
 from treadle.values.request import ModelRequest
@@ -48,7 +48,7 @@ class Cassette:
         split: Where the bytes of the answers are cut when they are played: `recorded`, `whole`, `bytes`, or a seed for random places.
         faults: What goes wrong, by the number of the exchange, from 0. It strikes when the exchange is asked for, and the attempt
             after it gets the recorded answer; of several each strikes one attempt. A use with faults or another split records nothing.
-        ignore: Places in the request's JSON that may differ: `messages.0.content`, `messages.*.content`.
+        ignore: Places in the request's JSON that may differ: `messages.0.content`, `messages.*.content`. `*` is any step or steps.
         secrets: What must not be written, besides keys that are sent and those in variables of the environment.
 
     Raises:
@@ -133,7 +133,7 @@ class Cassette:
             raise NotRecorded(f"there is no cassette {self.path.name} in {self.path.parent.name or 'this directory'}/") from None
         model = self._model
         codec: Codec | None = None if isinstance(model, str) else getattr(model, "codec", None)
-        if isinstance(model, str) and model != tape.model:
+        if isinstance(model, str) and without_address(model) != tape.model != self._scrubber.clean_text(without_address(model)):
             raise CassetteError(f"{self.path.name} was recorded with {tape.model!r}, and the test asks for {model!r}")
         if codec is None:
             if tape.codec is None:

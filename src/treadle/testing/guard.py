@@ -2,7 +2,8 @@
 
 Watched with an audit hook (PEP 578), which sees every connection that this process makes through Python's sockets, whichever library
 makes it. Treadle announces its own requests to the same hook, so that a model server on this machine counts, too. Other connections
-to this machine are let through: a test's own servers and databases are its own matter.
+to this machine are let through: a test's own servers and databases are its own matter. What a library does with sockets of its own,
+in C or Rust, no audit hook sees.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class _Guard:
             return
         if event == "treadle.request":
             address = str(args[0]).partition("?")[0]
-        elif event in ("socket.connect", "socket.sendto"):
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
             address = _remote(args[1])
-        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        elif event == "socket.getnameinfo":
+            address = _remote(args[0])
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
             address = _remote((args[0], args[1] if len(args) > 1 else 0))
         else:
             return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any, cast
 
+from treadle.testing.scrub import TAKEN_OUT
+
 __all__ = ["difference"]
 
 _OUR_CALL_ID = re.compile(r"\bcall_[0-9a-f]{8}_(\d+)_(\d+)\b")  # made of the run's id, where the server gave the call none
 _SHOWN = 60  # characters of a value; what is before the first difference of two texts is left out
-_TAKEN_OUT = re.compile(r"\*{6,}")  # a secret, which may be another one here, or none that is known
 _MISSING = object()
 
 
@@ -21,24 +21,24 @@ def difference(recorded: Any, asked: Any, *, ignore: Iterable[str] = ()) -> tupl
     """The first difference of two JSON values: its path, and a sentence. None if there is none.
 
     Objects are compared without regard to the order of their keys. Ids that we made for calls are compared without the run they
-    were made in. Where a secret was taken out of the recorded one, any text will do.
+    were made in. Where a secret was taken out of the recorded one any text will do: it may be another one here, or none that is known.
 
     Args:
-        ignore: Paths that may differ, as `messages.0.content`; `*` stands for any step or steps.
+        ignore: Paths that may differ, as `messages.0.content`; `*` stands for any step or steps, everything else for itself.
     """
     return _differs(recorded, asked, (), tuple(ignore))
 
 
 def _differs(recorded: Any, asked: Any, at: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[str, str] | None:
     path = ".".join(at)
-    if any(fnmatch.fnmatchcase(path, pattern) for pattern in ignore):
+    if any(_fits(path, pattern.split("*"), least=0) for pattern in ignore):
         return None
     steps = _steps(recorded, asked)
     if steps is not None:
         return next((found for step, one, other in steps if (found := _differs(one, other, (*at, step), ignore))), None)
     if isinstance(recorded, str) and isinstance(asked, str):
         recorded, asked = _OUR_CALL_ID.sub(r"call_run_\1_\2", recorded), _OUR_CALL_ID.sub(r"call_run_\1_\2", asked)
-        if _TAKEN_OUT.search(recorded) and re.fullmatch("[^\0]+".join(map(re.escape, _TAKEN_OUT.split(recorded))), asked):
+        if _fits(asked, TAKEN_OUT.split(recorded), least=1):
             return None
     if type(recorded) is type(asked) and recorded == asked:
         return None
@@ -50,6 +50,24 @@ def _differs(recorded: Any, asked: Any, at: tuple[str, ...], ignore: tuple[str, 
         return path, f"`{path}` is gone; recorded was {_shown(recorded)}"
     same = _common(recorded, asked)
     return path, f"`{path}` is {_shown(asked, same)}; recorded was {_shown(recorded, same)}"
+
+
+def _fits(text: str, parts: list[str], *, least: int) -> bool:
+    """The text is these parts, with anything between two of them, of at least so many characters. Linear: no part is looked for twice."""
+    first, *rest = parts
+    if not rest:
+        return text == first
+    *middle, last = rest
+    end = len(text) - len(last)
+    if not text.startswith(first) or not text.endswith(last):
+        return False
+    at = len(first)
+    for part in middle:
+        found = text.find(part, at + least, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return at + least <= end
 
 
 def _steps(recorded: Any, asked: Any) -> list[tuple[str, Any, Any]] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["cassette", "treadle_offline", "treadle_secrets"]
 
-_raised = pytest.StashKey[str]()  # the class's name, empty if the test passed; absent if it was not run
+_LONGEST = 120  # characters of a file's name, without its ending
+
+_raised: dict[str, str] = {}  # by a test's id: the class's name, empty if the test passed; absent if it was not run
+
+# Every suite of an environment loads this, so nothing at its top level may need a new pytest.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,14 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.when == "call":
-        item.stash[_raised] = call.excinfo.typename if call.excinfo is not None else ""
-    return report
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    yield
+    if call.when == "call" and "treadle_offline" in getattr(item, "fixturenames", ()):
+        _raised[item.nodeid] = call.excinfo.typename if call.excinfo is not None else ""
 
 
 @pytest.fixture
@@ -54,7 +57,8 @@ def treadle_offline(request: pytest.FixtureRequest) -> Generator[None]:
         yield
     finally:
         guard.end(blocked)
-    if blocked and request.node.stash.get(_raised, "") != NetworkBlocked.__name__:
+        raised = _raised.pop(request.node.nodeid, "")
+    if blocked and raised != NetworkBlocked.__name__:
         raise NetworkBlocked(blocked[0])
 
 
@@ -64,7 +68,8 @@ def cassette(
 ) -> Generator[Callable[..., Any]]:
     """Makes drivers that play recorded answers: `cassette("oslo", model="ollama/qwen3:8b")`.
 
-    The file is `cassettes/NAME.json` beside the test's file; without a name it has those of the test's file and the test. The other arguments are those of
+    The file is `cassettes/NAME.json` beside the test's file; without a name it has those of the test's file and the test. Where characters had to be
+    replaced, a few digits tell it from others. The other arguments are those of
     `treadle.testing.Cassette`. A test that records may reach the network; every other is kept from it, as by `treadle_offline`. When
     the test has passed, what was recorded is written, and what was to be played must have been played.
     """
@@ -75,11 +80,10 @@ def cassette(
     recording = ExitStack()
 
     def make(name: str | None = None, **settings: Any) -> Any:
-        of_test = f"{request.path.stem}.{request.node.nodeid.partition('::')[2]}"
-        file_name = re.sub(r"[^\w.-]+", "-", name or of_test).strip("-.") or "cassette"
+        path = Path(cast(Any, request).path if hasattr(request, "path") else cast(Any, request).fspath)
         settings["record"] = settings.get("record") or request.config.getoption("--treadle-record")
         settings["secrets"] = (*treadle_secrets, *settings.get("secrets", ()))
-        made = Cassette(request.path.parent / "cassettes" / f"{file_name}.json", **settings)
+        made = Cassette(path.parent / "cassettes" / f"{_file_name(name or _name_of(request.node.nodeid, path))}.json", **settings)
         if made.records:
             recording.enter_context(guard.lifted())
         used.append(made)
@@ -94,4 +98,17 @@ def cassette(
 
 def _passed(request: pytest.FixtureRequest) -> bool:
     """The test itself passed. If it did not, what it says comes first."""
-    return request.node.stash.get(_raised, None) == ""
+    return _raised.get(request.node.nodeid) == ""
+
+
+def _name_of(nodeid: str, path: Path) -> str:
+    """Of `tests/test_a.py::TestB::test_c[d]`: `test_a.TestB-test_c-d`."""
+    test, bracket, parameters = nodeid.partition("::")[2].partition("[")
+    return f"{path.stem}.{test.replace('::', '-')}" + (f"-{parameters.removesuffix(']')}" if bracket else "")
+
+
+def _file_name(name: str) -> str:
+    clean = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_LONGEST]
+    if clean == name:
+        return clean
+    return f"{clean or 'cassette'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

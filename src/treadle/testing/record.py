@@ -7,18 +7,28 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from treadle.drivers.http import HttpConnection
 from treadle.errors import TreadleError
 from treadle.testing.errors import CassetteError
-from treadle.testing.scrub import KEPT_ANSWER_HEADERS, KEPT_REQUEST_HEADERS, Scrubber, kept, sent_secrets
+from treadle.testing.scrub import (
+    KEPT_ANSWER_HEADERS,
+    KEPT_REQUEST_HEADERS,
+    Scrubber,
+    frames,
+    kept,
+    sent_secrets,
+    without_address,
+)
 from treadle.testing.tape import Answer, End, Exchange, Sent, Tape, described
 from treadle.values.ports import Driver
 from treadle.values.request import ModelInfo, ModelRequest, SchemaSupport
 from treadle.values.tokens import Calibration
-from treadle.wire.codec import Codec
+from treadle.wire.codec import Codec, Decoder
 
 __all__ = ["RecordingDriver"]
 
@@ -51,6 +61,7 @@ class RecordingDriver:
         self._info: ModelInfo | None = None
         self._codec: Codec | None = None
         self._served_model = ""
+        self._addresses: set[str] = set()
 
     def __repr__(self) -> str:
         return f"RecordingDriver({self.model!r}, {len(self._heard)} exchanges)"
@@ -80,6 +91,7 @@ class RecordingDriver:
                     hint="Record a model by its name, or an HttpDriver.",
                 )
             self._codec, self._served_model = connection.codec, connection.served_model
+            self._addresses.add(connection.address)
             yield _RecordingConnection(self, connection, self._heard, self._scrubber)
 
     def tape(self) -> Tape:
@@ -90,18 +102,29 @@ class RecordingDriver:
         """
         if self._codec is None or not self._heard:
             raise CassetteError("nothing was recorded, because nothing was asked", hint="Does the run use the cassette's driver?")
-        exchanges = [self._clean(each) for each in self._heard]
-        return Tape(
-            model=self.model,
-            served_model=self._served_model,
+        scrubber = self._scrubber
+        tape = Tape(
+            model=scrubber.clean_text(without_address(self.model)),
+            served_model=scrubber.clean_text(self._served_model),
             codec=described(self._codec),
-            exchanges=exchanges,
-            info=self._info,
+            exchanges=[self._clean(each) for each in self._heard],
+            info=self._clean_info(),
         )
+        if scrubber.gives_away(json.dumps([tape.model, tape.served_model, tape.codec], ensure_ascii=False)):
+            raise _unwritten("a secret stands in the settings of the wire format")
+        return tape
+
+    def _clean_info(self) -> ModelInfo | None:
+        if self._info is None:
+            return None
+        text = msgspec.json.encode(self._info).decode()
+        for address in self._addresses:
+            text = text.replace(address, "")
+        return msgspec.json.decode(self._scrubber.clean_text(text), type=ModelInfo)
 
     def _clean(self, heard: _Heard) -> Exchange:
         scrubber, sent = self._scrubber, heard.request
-        body = scrubber.clean(b"".join(heard.reads))
+        body = scrubber.clean_answer(b"".join(heard.reads), failed=heard.status != 200)
         reads: list[bytes] = []
         for read in heard.reads:
             reads.append(body[: len(read)])
@@ -109,9 +132,9 @@ class RecordingDriver:
         exchange = Exchange(
             request=Sent(
                 method=sent.method,
-                path=scrubber.clean_text(sent.path),
+                path=scrubber.clean_path(sent.path),
                 headers={name: scrubber.clean_text(value) for name, value in sent.headers.items()},
-                body=scrubber.clean(sent.body),
+                body=scrubber.clean_request(sent.body),
             ),
             answer=Answer(
                 status=heard.status,
@@ -121,44 +144,98 @@ class RecordingDriver:
             ),
         )
         self._check_said(exchange, heard.model_request)
+        self._check_meaning(heard, exchange)
         return exchange
 
     def _check_said(self, exchange: Exchange, request: ModelRequest | None) -> None:
         """Nothing that can be read out of what is written gives a secret away.
 
-        A model that repeats a key does so in pieces, each in a frame of its own, where no search of the bytes finds it.
+        A model that repeats a key does so in pieces, each in a frame of its own, where no search of the bytes finds it. So the texts at
+        one place of all frames are joined, whether our decoder reads them or not.
         """
-        said = _strings(exchange.request.body)
-        if self._codec is not None and request is not None and exchange.answer.status == 200:
-            decoder = self._codec.decoder(request)
-            for read in exchange.answer.reads:
-                decoder.feed(read)
-            decoder.close(clean=exchange.answer.end == "clean")
+        sent, answer = exchange.request, exchange.answer
+        body = b"".join(answer.reads)
+        pieces: dict[tuple[str, ...], list[str]] = {}
+        for _, _, value in (*frames(sent.body), *frames(body)):
+            for path, text in _strings(value):
+                pieces.setdefault(path, []).append(text)
+        said = [sent.body.decode("utf-8", "replace"), body.decode("utf-8", "replace"), *map("".join, pieces.values())]
+        if (decoder := self._decoded(answer, request)) is not None:
             message = decoder.reply.message
             said += [message.text, message.thinking, *(text for call in message.calls for text in (call.name, call.arguments))]
-        if any(map(self._scrubber.gives_away, said)):
-            raise CassetteError(
-                "a secret is spelled out in pieces, or in a way that cannot be taken out, so the cassette was not written",
-                hint="Keep the secret out of the prompt and the tools' results, and record again.",
-            )
+        if any(self._scrubber.gives_away(text) or self._scrubber.hides_in_base64(text) for text in said):
+            raise _unwritten("a secret is spelled out in pieces, or in a way that cannot be taken out")
+
+    def _check_meaning(self, heard: _Heard, exchange: Exchange) -> None:
+        """What is written asks for the tools that the model asked for. A secret may be a word of the protocol or a tool's name."""
+        request = heard.model_request
+        before = self._decoded(Answer(status=heard.status, headers={}, reads=heard.reads, end=heard.end), request)
+        after = self._decoded(exchange.answer, request)
+        if before is None or after is None:
+            return
+        if _outline(before) != _outline(after):
+            raise _unwritten("a secret stands in the name of a tool or of an argument, or is a word that the protocol needs")
+
+    def _decoded(self, answer: Answer, request: ModelRequest | None) -> Decoder | None:
+        if self._codec is None or request is None or answer.status != 200:
+            return None
+        decoder = self._codec.decoder(request)
+        for read in answer.reads:
+            decoder.feed(read)
+        decoder.close(clean=answer.end == "clean")
+        return decoder
 
 
-def _strings(body: bytes) -> list[str]:
-    """The texts in a JSON body; none if it is no JSON."""
+def _unwritten(why: str) -> CassetteError:
+    return CassetteError(
+        f"{why}, so the cassette was not written",
+        hint="Keep the secret out of the prompt, the tools and their results, and record again.",
+    )
+
+
+def _outline(decoder: Decoder) -> object:
+    """What must not change: which tools are called, with which arguments, and how the reply ended."""
+    reply = decoder.reply
+    calls = reply.message.calls
+    return (
+        type(decoder.error),
+        reply.finish,
+        len({call.id for call in calls}),
+        [(call.name, _keys(call.arguments)) for call in calls],
+    )
+
+
+def _keys(arguments: str) -> object:
     try:
-        left: list[Any] = [json.loads(body)]
+        value: Any = json.loads(arguments)
     except (ValueError, RecursionError):
-        return []
-    found: list[str] = []
+        return None
+    return [step for step, _ in _strings(value)]
+
+
+def _strings(value: Any) -> list[tuple[tuple[str, ...], str]]:
+    """The texts in a JSON value, and the keys of its objects, each with its place. Keys are the same in every frame: none is in pieces."""
+    left: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    found: list[tuple[tuple[str, ...], str]] = []
     while left:
-        value = left.pop()
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, dict):
-            left += [*cast("dict[str, Any]", value), *cast("dict[str, Any]", value).values()]
-        elif isinstance(value, list):
-            left += cast("list[Any]", value)
+        path, each = left.pop()
+        if isinstance(each, str):
+            found.append((path, each))
+        elif isinstance(each, dict):
+            held = cast("dict[str, Any]", each)
+            found += [((*path, "", key), key) for key in held]
+            left += [((*path, key), item) for key, item in held.items()]
+        elif isinstance(each, list):
+            left += [((*path, str(n)), item) for n, item in enumerate(cast("list[Any]", each))]
     return found
+
+
+def _below(url: str, base_url: str) -> str:
+    """The path below the base address, and never the address itself."""
+    if url.startswith(base_url):
+        return url.removeprefix(base_url)
+    parts = urlsplit(url)
+    return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
 class _RecordingConnection:
@@ -192,7 +269,7 @@ class _RecordingClient:
         self._scrubber.add(sent_secrets(headers))
         sent = Sent(
             method="POST",
-            path=url.removeprefix(self._base_url),
+            path=_below(url, self._base_url),
             headers=kept(headers, KEPT_REQUEST_HEADERS),
             body=data if isinstance(data, bytes) else data.getvalue(),
         )

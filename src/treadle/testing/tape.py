@@ -7,7 +7,7 @@
        {"request": {"method": "POST", "path": "/chat/completions", "headers": {...}, "json": {...}},
         "answer": {"status": 200, "headers": {...}, "reads": ["data: ...", ...], "end": "clean"}}]}
 
-Paths are below the server's base address, which is not kept. A body that is no JSON is `text`, or `base64` where it is no UTF-8. Each
+Paths are below the server's base address, which is not kept; of a model's name that holds one, `#qwen3` is. A body that is no JSON is `text`, or `base64` where it is no UTF-8. Each
 of `reads` is what one read of the socket brought: text, or `{"base64": ...}` where it is no UTF-8 on its own. `end` says how the
 answer ended: `clean`; `broken`, if the connection was; `stalled`, if we gave up waiting; `left`, if we had read enough.
 """

@@ -15,6 +15,7 @@ import msgspec
 
 from treadle.errors import ModelError, QuotaExceeded
 from treadle.wire import chat_errors
+from treadle.wire.overflow import server_words, words_of_body
 from treadle.wire.untyped import object_, string
 
 __all__ = ["error_from_object", "error_from_response"]
@@ -57,19 +58,19 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
         detail: Any = object_(msgspec.json.decode(body)).get("error")
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         detail = None
-    return _refined(error, detail, body.decode("utf-8", "replace"))
+    return _refined(error, detail, words_of_body(body.decode("utf-8", "replace")))
 
 
 def error_from_object(detail: Any) -> ModelError:
     """The error that an error object inside a stream, or in the body of a 200, means."""
     status = _STATUS.get(string(object_(detail).get("type")))
     error = chat_errors.error_from_object(detail, status=status)
-    return _refined(error, detail, error.server_said or "")
+    return _refined(error, detail, server_words(detail))
 
 
 def _refined(error: ModelError, detail: Any, said: str) -> ModelError:
     """The same error, as the kind that Anthropic's own wording makes it."""
     code = string(object_(object_(detail).get("details")).get("error_code"))
-    if code in _QUOTA_CODES or _QUOTA.search(said[:4000]):
+    if code in _QUOTA_CODES or _QUOTA.search(said):
         return QuotaExceeded(error.message, status=error.status, retry_after_s=error.retry_after_s, server_said=error.server_said)
     return error

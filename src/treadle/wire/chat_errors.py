@@ -27,7 +27,7 @@ from treadle.errors import (
     ServerError,
     Unsupported,
 )
-from treadle.wire.overflow import is_overflow, made
+from treadle.wire.overflow import is_overflow, made, server_words, words_of_body
 from treadle.wire.untyped import array, object_, string
 
 __all__ = ["error_from_object", "error_from_response"]
@@ -82,13 +82,11 @@ _STATUS: dict[int, type[ModelError]] = {
 
 def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *, address: str) -> ModelError:
     """The error that a response with a status other than 200 means."""
-    said = words = body.decode("utf-8", "replace").strip()
+    said = body.decode("utf-8", "replace").strip()
     detail: Any = None
     try:
-        decoded = msgspec.json.decode(body)
-        parsed = object_(decoded)
+        parsed = object_(msgspec.json.decode(body))
         detail = parsed.get("error", parsed)
-        words = msgspec.json.encode(decoded).decode()  # servers written in Go escape `>`
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         pass
     if 300 <= status < 400:
@@ -98,6 +96,7 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
             status=status,
             server_said=headers.get("Location", ""),
         )
+    words = words_of_body(said)
     error = _classify(status, detail, words)
     return made(
         error,
@@ -120,13 +119,14 @@ def error_from_object(detail: Any, *, status: int | None = None) -> ModelError:
     if isinstance(code, str) and code.isdecimal() and len(code) == 3:
         code = int(code)
     status = code if isinstance(code, int) and 400 <= code < 600 else status
-    error = _classify(status, detail, said)
+    words = words_of_body(detail) if isinstance(detail, str) else server_words(detail)
+    error = _classify(status, detail, words)
     message = "the server sent an error instead of (the rest of) its answer"
-    return made(error, message, said=said, hint=_hint(error, detail), status=status, server_said=said)
+    return made(error, message, said=words, hint=_hint(error, detail), status=status, server_said=said)
 
 
 def _classify(named: int | None, detail: Any, said: str) -> type[ModelError]:
-    """What it is; `named` is the status, or None inside a stream that names none."""
+    """What it is; `named` is the status, or None inside a stream that names none. `said` are the server's own words."""
     fields, status = object_(detail), named or 500
     kinds = {string(fields.get("type")), string(fields.get("code"))}
     if kinds & _OVERFLOW_TYPES or fields.get("param") == "input_tokens":  # vLLM (captured)
@@ -141,16 +141,17 @@ def _classify(named: int | None, detail: Any, said: str) -> type[ModelError]:
         return ContextOverflow
     if "rate_limit_exceeded" in kinds:
         return RateLimited
-    if _UNSUPPORTED.search(said[:4000]):
+    if _UNSUPPORTED.search(said):
         return Unsupported
     if _is_cache_full(detail):
-        is_shared = named == 500 or '"server_error"' in said  # LM Studio says the same words of a prompt that is too long
+        # LM Studio says the same words of a prompt that is too long.
+        is_shared = named == 500 or "server_error" in said
         return Overloaded if is_shared else ContextOverflow
     if _NO_DATABASE in kinds or (status == 400 and _NO_KEY.match(_message(detail))):
         return AuthenticationFailed
     if status == 498 and "capacity_exceeded" in kinds:  # Groq: the flex tier is full (documented); elsewhere 498 is a bad token
         return Overloaded
-    if status == 400 and _NO_MODEL.search(said[:4000]):
+    if status == 400 and _NO_MODEL.search(said):
         return ModelNotFound
     return _STATUS.get(status) or (ServerError if status >= 500 else InvalidRequest)
 
@@ -172,7 +173,7 @@ def _message(detail: Any) -> str:
 
 
 def _is_cache_full(detail: Any) -> bool:
-    return _CACHE_FULL.search(_message(detail)[:400]) is not None
+    return _CACHE_FULL.search(server_words(detail)[:400]) is not None
 
 
 def _hint(error: type[ModelError], detail: Any) -> str:

@@ -21,7 +21,7 @@ from treadle.values.messages import (
     ToolMessage,
     UserMessage,
 )
-from treadle.values.request import ModelRequest, ToolSpec
+from treadle.values.request import ModelRequest, Options, OutputSchema, ToolSpec
 from treadle.wire.dialects import Dialect
 from treadle.wire.encoder import IMAGES, PART, REASONING, SIGNATURE, Pieces, RunEncoder
 from treadle.wire.parts import arguments, data_url, function, images_heading, named, result_text, with_extra_body
@@ -42,9 +42,11 @@ class ChatEncoder(RunEncoder):
         self._model = model
         self._dialect = dialect
         self._instructions: str | None = None
+        self._head_of: tuple[Options | None, OutputSchema | None, tuple[ToolSpec, ...] | None] = (None, None, None)
+        self._written_head = b""
 
     def _encode(self, request: ModelRequest) -> Pieces:
-        known = self._known(request, anew=request.instructions != self._instructions)
+        known = self._known(request, anew=request.instructions != self._instructions or self._reopens(request))
         if not self._written and request.instructions:
             first = request.messages[0] if request.messages else None
             system = request.instructions
@@ -76,7 +78,30 @@ class ChatEncoder(RunEncoder):
                 self._leave_out("reasoning", "A partial answer is gone on from by its text alone.", thoughts)
         return (self._head(request), b',"messages":[', self._written, tail, b"]}")
 
+    def _reopens(self, request: ModelRequest) -> bool:
+        """The last item that was written holds more now: a summary is joined with its neighbours, and a system message at the start
+        with the instructions."""
+        known = len(self._messages)
+        if len(request.messages) <= known:
+            return False
+        new = request.messages[known]
+        if known == 0:
+            return bool(self._written) and isinstance(new, SystemMessage)
+        last = self._messages[-1]
+        return isinstance(last, UserMessage) and isinstance(new, UserMessage) and "summary" in (last.origin, new.origin)
+
     def _head(self, request: ModelRequest) -> bytes:
+        """All but the messages. Within a run it is the same objects, turn after turn, and then the same bytes."""
+        made_of = (request.options, request.output, self._specs)
+        is_same = all(one is other for one, other in zip(made_of, self._head_of, strict=True)) and self._specs is request.tools
+        if is_same and request.continues is None:
+            return self._written_head
+        self._written_head = self._new_head(request)
+        # A head with a partial answer's fields is of that request alone.
+        self._head_of = (request.options, request.output, self._specs) if request.continues is None else (None, None, None)
+        return self._written_head
+
+    def _new_head(self, request: ModelRequest) -> bytes:
         dialect, options = self._dialect, request.options
         head: dict[str, Any] = {"model": self._model, "stream": True}
         if dialect.ask_usage:
@@ -186,7 +211,7 @@ class ChatEncoder(RunEncoder):
 def _with_summaries(messages: Sequence[Message]) -> Iterator[Message]:
     """The messages, a summary joined with the user's messages on both sides of it: many templates refuse two of them in a row.
 
-    A summary comes when the conversation is written anew, so what is joined was never sent apart.
+    In a run a summary comes when the conversation is written anew, so what is joined was never sent apart.
     """
     if not any(isinstance(message, UserMessage) and message.origin == "summary" for message in messages):
         yield from messages

@@ -25,6 +25,7 @@ from treadle.errors import (
     Unsupported,
 )
 from treadle.wire.chat_errors import error_from_object, error_from_response
+from treadle.wire.overflow import server_words
 from treadle.wire.untyped import array, object_, string
 
 __all__ = ["gemini_error_from_object", "gemini_error_from_response"]
@@ -65,18 +66,19 @@ def gemini_error_from_response(status: int, headers: Mapping[str, str], body: by
         return error
     # Without `alt=sse` a stream, and so its error too, is an array.
     detail = object_(object_((array(parsed) or [parsed])[0]).get("error"))
-    return _as_kind(error, detail, body[:16_000].decode("utf-8", "replace")) if detail else error
+    return _as_kind(error, detail) if detail else error
 
 
 def gemini_error_from_object(detail: Any) -> ModelError:
     """The error that `{"error": ...}` inside a stream, or in the body of a 200, means."""
     error = error_from_object(detail)
     fields = object_(detail)
-    return _as_kind(error, fields, msgspec.json.encode(fields).decode()[:16_000]) if fields else error
+    return _as_kind(error, fields) if fields else error
 
 
-def _as_kind(error: ModelError, detail: dict[str, Any], said: str) -> ModelError:
-    kind = _kind(error, detail, said)
+def _as_kind(error: ModelError, detail: dict[str, Any]) -> ModelError:
+    reasons = [string(object_(each).get("reason")) for each in array(detail.get("details"))]  # google.rpc.ErrorInfo
+    kind = _kind(error, detail, "\n".join((server_words(detail), *reasons)))
     if kind is type(error) is ContextOverflow:
         return error  # with its sizes
     hint = ""

@@ -18,6 +18,7 @@ from treadle.wire.untyped import array, object_, string
 __all__ = ["Following", "Ledger", "Prefix", "prefix_move"]
 
 _CHUNK = 4_096
+_ENOUGH = 40  # characters: "Hello! How can I help you today?" are 32
 _SYSTEM_ROLES = ("system", "developer")
 
 _Bytes: TypeAlias = bytes | bytearray
@@ -43,6 +44,9 @@ class Prefix(Struct):
     def __len__(self) -> int:
         return len(self.tools) + len(self.system) + len(self.messages)
 
+    def __repr__(self) -> str:
+        return f"Prefix({self.name!r}, {len(self):,} bytes)"  # what is in it is the user's
+
 
 class Ledger:
     """The last conversations with one model. A run that goes on with one of them is compared with how that was sent.
@@ -59,15 +63,16 @@ class Ledger:
 
     def add(self, prefix: Prefix) -> None:
         """Keep what was just sent, as the newest."""
-        kept = [each for each in self._kept if each is not prefix][-(self._CONVERSATIONS - 1) :]
-        room = self._BYTES - len(prefix)
-        while kept and sum(map(len, kept)) > max(room, 0):
+        kept = [each for each in self._kept if each is not prefix]
+        if len(prefix) <= self._BYTES:
+            kept.append(prefix)
+        while len(kept) > self._CONVERSATIONS or sum(map(len, kept)) > self._BYTES:
             del kept[0]
-        self._kept = [*kept, prefix] if room >= 0 else kept
+        self._kept = kept
 
     def continued(self, prefix: Prefix) -> PrefixMove | None:
-        """What moved between a conversation and the first request of a run that goes on with it; None if nothing did, or if no
-        conversation is known that it goes on with."""
+        """What moved between a conversation and the first request of a run that goes on with it; None if nothing did, or if it is
+        not certain which conversation that is."""
         kept = [each for each in reversed(self._kept) if each is not prefix and each.messages]
         same_head = [each for each in kept if each.tools == prefix.tools and each.system == prefix.system]
         for each in same_head:
@@ -76,7 +81,8 @@ class Ledger:
         items = _without_system(_items(prefix))
         if not any(_role(item) in ("assistant", "model") for item in items):
             return None  # goes on with nothing
-        found = [each for each in kept if _is_continued(_without_system(_items(each)), items)]
+        known = [(each, _without_system(_items(each))) for each in kept if items[0] in each.messages]
+        found = [each for each, before in known if _is_continued(before, items, [other for _, other in known])]
         nearest = max(found, key=lambda each: _common(each, prefix), default=None)
         return prefix_move(nearest, prefix) if nearest is not None else None
 
@@ -154,12 +160,48 @@ def _common_length(a: _Bytes, b: _Bytes) -> int:
 # Which conversation it is
 
 
-def _is_continued(before: Sequence[bytes], after: Sequence[bytes]) -> bool:
-    """The longer one begins as the shorter does and has most of it: what was changed on the way is what is looked for."""
+def _is_continued(before: Sequence[bytes], after: Sequence[bytes], kept: Sequence[Sequence[bytes]]) -> bool:
+    """The longer one goes on with the shorter: what was changed on the way is what is looked for.
+
+    It begins with the same message, has most of the others, the question that was asked last, and of the model's last turn enough that
+    nobody else was told the same. Greetings, examples in front and the instructions of one user among many are no evidence.
+
+    Args:
+        kept: All conversations, this one too.
+    """
     if not before or len(before) >= len(after):
         return False
     there = set(after)
-    return before[0] == after[0] and sum(item in there for item in before) * 2 >= len(before)
+    if before[0] != after[0] or sum(item in there for item in before) * 2 < len(before):
+        return False
+    asked = max((at for at, item in enumerate(before) if not _is_model(item)), default=0)  # what the user said last
+    if before[asked] not in there:
+        return False
+    turn = before[asked + 1 :] or before[:asked]
+    turn = turn[max((at + 1 for at, item in enumerate(turn) if not _is_model(item)), default=0) :]
+    said = [item for item in turn if item in there]
+    for other in kept:
+        same = min(len(other), len(before))
+        if other[:same] != before[:same]:  # another conversation: what both have is a head that both were given
+            others = set(other)
+            said = [item for item in said if item not in others]
+    return sum(_characters(_value(item)) for item in said) >= _ENOUGH
+
+
+def _is_model(item: bytes) -> bool:
+    """It is of the model's turn: what it said, or the result of a call, which has the model's own id of it."""
+    fields = _value(item)
+    inner = [object_(each) for field in ("content", "parts") for each in array(fields.get(field))]
+    is_result = any(string(each.get("type")) in _RESULT_TYPES or "functionResponse" in each for each in (fields, *inner))
+    return is_result or _role(item) in ("assistant", "model", "tool")
+
+
+def _characters(value: Any) -> int:
+    """Of all the texts in it, without what the format says itself."""
+    if isinstance(value, str):
+        return len(value)
+    inner = [each for key, each in object_(value).items() if key not in ("role", "type", "status")]
+    return sum(map(_characters, (*inner, *array(value))))
 
 
 def _items(prefix: Prefix) -> list[bytes]:

@@ -7,12 +7,27 @@ One table for every wire format, because gateways pass on the words of whatever 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from treadle.errors import ContextOverflow, ModelError
+from treadle.wire.untyped import array, object_, string
 
-__all__ = ["is_overflow", "made"]
+__all__ = ["is_overflow", "made", "server_words", "words_of_body"]
 
 _LOOKED_AT = 4_000  # characters: what follows may quote the prompt
+_BEGINNING = 500  # characters of a body that is plain text
+_DEPTH = 4  # objects in each other, and a body in a string
+
+_HOLDERS = ("error", "message", "detail")
+"""The fields that a server's words are in; each may be a text, an object of the same kind, or a list of them (FastAPI's `detail`)."""
+_QUOTED = re.compile(
+    r"(\bgot['\"]?:?|['\"]?\b(input|ctx|content)['\"]?:|\binput_value=)\s*(?=['\"{\[]).*",  # "got 'hi'"; vLLM: "'input': 'hot'" (captured)
+    re.IGNORECASE | re.DOTALL,
+)
+"""Where a message begins to quote the request, which may say anything."""
 _MAX_TOKENS = 10**9  # a larger number is no count of tokens
 
 _N = r"(\d[\d,]{0,12})"
@@ -27,13 +42,14 @@ _OVERFLOW = re.compile(
     r"|parameter=input_tokens"  # vLLM (captured)
     r"|longer than the (model'?s context length|maximum model length)"  # SGLang, Together; vLLM with images
     r"|model'?s context length is only"  # vLLM
+    r"|input tokens exceed the configured limit of"  # OpenAI, GPT-5
     r"|prompt is too long|exceed context limit"  # Anthropic
     r"|input token count.{0,40}exceeds the maximum number of tokens"  # Gemini
     r"|maximum prompt length is \d"  # xAI
     r"|maximum allowed (input )?length"  # OpenRouter; SGLang
     r"|reduce the length of the messages"  # Groq, Cerebras
     r"|`max_new_tokens` must be <= \d+\. Given"  # text-generation-inference, Together
-    r"|`inputs` tokens \+ `max_new_tokens` must be <= \d"  # Together, HTTP 403, without what was given
+    r"|`inputs` tokens \+ `max_new_tokens` must be <= \d"  # Together, HTTP 403, without what was given (_TOGETHER)
     r"|context length of only|tokens to keep from the initial prompt|trying to keep the first \d+ tokens"  # LM Studio
     r"|prompt too long; exceeded|input length exceeds the context"  # Ollama
     r"|exceed context window of"  # llama-cpp-python
@@ -41,6 +57,7 @@ _OVERFLOW = re.compile(
     r"|prompt token count of \d+ exceeds",  # GitHub Copilot
     re.IGNORECASE,
 )
+_TOGETHER = re.compile(r"`inputs` tokens \+ `max_new_tokens` must be <= \d", re.IGNORECASE)
 _PER_MINUTE = re.compile(rf"request too large for .{{0,300}}? limit {_N}, requested {_N}", re.IGNORECASE)
 """Groq (413) and OpenAI (429): one request of more tokens than the account may send in a minute. Waiting does not help."""
 
@@ -52,6 +69,7 @@ _WINDOW = [
         rf"maximum (?:context|prompt|model|allowed|allowed input) length(?: is| of)?\W{{1,3}}{_N}",
         rf"context length(?: is| of)?(?: only)?\W{{1,3}}{_N}",  # vLLM, SGLang, LM Studio
         rf"max_model_len\W{{1,2}}{_N}",  # vLLM (captured)
+        rf"configured limit of {_N} tokens",  # OpenAI, GPT-5
         rf"tokens > {_N} maximum",  # Anthropic
         rf"context limit: [\d,]+ \+ [\d,]+ > {_N}",  # Anthropic
         rf"maximum number of tokens allowed \(?{_N}",  # Gemini
@@ -101,13 +119,52 @@ _TOO_MANY_A_MINUTE = (
 )
 
 
+def server_words(value: Any) -> str:
+    """What an error says in the server's own words, from its decoded JSON: messages, types and codes, and the sizes of llama.cpp.
+
+    Nothing else: `input`, `ctx` and the like hold parts of the request, so the user's words.
+    """
+    return "\n".join(_words(value, _DEPTH))[:_LOOKED_AT]
+
+
+def words_of_body(body: str) -> str:
+    """The same from a body: of JSON its words, of plain text the beginning, of a web page nothing."""
+    try:
+        return server_words(msgspec.json.decode(body))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        body = body.lstrip()
+        return "" if body.startswith("<") else _QUOTED.sub("", body[:_BEGINNING])
+
+
+def _words(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield _QUOTED.sub("", value[:_LOOKED_AT])
+        return
+    if depth == 0:
+        return
+    for each in array(value)[:20]:
+        yield from _words(object_(each), depth - 1)
+    fields = object_(value)
+    for name in _HOLDERS:
+        yield from _words(fields.get(name), depth - 1)
+    if raw := string(object_(fields.get("metadata")).get("raw")):  # OpenRouter: what the provider behind it said (documented)
+        yield words_of_body(raw)
+    for name in ("msg", "type", "code"):
+        if text := string(fields.get(name)):
+            yield _QUOTED.sub("", text[:_LOOKED_AT])
+    for name in ("n_ctx", "n_prompt_tokens"):
+        if type(number := fields.get(name)) in (int, str):
+            yield f"{name}: {str(number)[:20]}"
+
+
 def is_overflow(status: int, said: str) -> bool:
-    """The words say that the request is too large for the model, or larger than waiting could help."""
-    said = said[:_LOOKED_AT]
+    """The server's words say that the request is too large for the model, or larger than waiting could help."""
     if status in (413, 429) and (match := _PER_MINUTE.search(said)):
         limit, requested = (_number(each) or 0 for each in match.groups())
         return requested > limit > 0
-    return (status < 500 or status == 500) and status != 429 and _OVERFLOW.search(said) is not None
+    if status in (401, 403, 404):  # about the key or the name, but for one
+        return status == 403 and _TOGETHER.search(said) is not None
+    return status <= 500 and status != 429 and _OVERFLOW.search(said) is not None
 
 
 def made(
@@ -123,12 +180,11 @@ def made(
     """The error of that kind; a `ContextOverflow` has the sizes that the server named.
 
     Args:
-        said: The server's words to read them from, without escapes of JSON where there were some.
+        said: The server's words to read them from (`server_words`).
         hint: Other than the kind's own.
     """
     if kind is not ContextOverflow:
         return kind(message, hint=hint, status=status, retry_after_s=retry_after_s, server_said=server_said)
-    said = said[:_LOOKED_AT]
     window, prompt = _sizes(said)
     if _PER_MINUTE.search(said):
         hint = _TOO_MANY_A_MINUTE
