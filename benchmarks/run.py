@@ -21,6 +21,7 @@ from treadle import Agent, HttpDriver, Limits, tool
 from treadle.wire.chat import ChatCodec
 
 ROUNDS = 9
+LIMITS = Limits(max_turns=1000, output_tokens_per_turn=10**9, output_tokens_per_run=10**9)  # what is cut early costs less
 
 
 @tool(concurrency="read_only")
@@ -50,7 +51,7 @@ Measured = tuple[float, float]
 
 
 def agent(url: str, *tools: object) -> Agent:
-    return Agent(HttpDriver(ChatCodec(), url, "m"), tools=tools, limits=Limits(max_turns=1000))  # type: ignore[arg-type]
+    return Agent(HttpDriver(ChatCodec(), url, "m"), tools=tools, limits=LIMITS)  # type: ignore[arg-type]
 
 
 def measure(
@@ -81,6 +82,11 @@ async def drained(agent: Agent) -> None:
     async with agent.stream("Hi") as run:
         async for _ in run:
             pass
+    assert run.result.stop_reason == "end"
+
+
+async def whole(agent: Agent) -> None:
+    assert (await agent.run("Hi")).stop_reason == "end"
 
 
 async def raw_turn(url: str) -> None:
@@ -106,7 +112,7 @@ PATH = "/chat/completions"
 
 def burst(base: str) -> None:
     n = 20_000
-    for name, work in (("streamed", drained), ("run", lambda a: a.run("Hi"))):
+    for name, work in (("streamed", drained), ("run", whole)):
         ours, raw = measure(lambda work=work: work(agent(f"{base}/burst/{n}")), lambda: raw_turn(f"{base}/burst/{n}{PATH}"))
         row(f"CPU per token, burst, {name}", "us", ours / n * 1e6, raw / n * 1e6, "aim: at most 2")
 
@@ -160,7 +166,7 @@ def many(base: str) -> None:
 
     async def ours() -> None:
         one = agent(url)
-        await asyncio.gather(*(one.run("Hi") for _ in range(n)))
+        await asyncio.gather(*(whole(one) for _ in range(n)))
 
     async def raw() -> None:
         await asyncio.gather(*(raw_turn(url + PATH) for _ in range(n)))

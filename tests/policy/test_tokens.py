@@ -220,3 +220,14 @@ class TestPromptCalibration:
         assert calibration.prompt_factor == pytest.approx(1.5)
         calibration.learn_prompt(1_000, 1_400)
         assert (calibration.factor, calibration.prompt_factor) == (pytest.approx(1.5), pytest.approx(1.4))
+
+
+@given(st.text(), st.integers(1, 400))
+def test_long_texts_are_the_sum_of_their_characters(text: str, times: int) -> None:
+    """A faster way is taken for them."""
+    assert estimate_tokens(text * times) == sum(map(estimate_tokens, text)) * times
+
+
+@pytest.mark.parametrize("character", ["\u2014", "a", "\n"])
+def test_many_of_the_heaviest_character(character: str) -> None:
+    assert estimate_tokens(character * 100_000) == estimate_tokens(character) * 100_000

@@ -6,6 +6,7 @@ How far off both are, by kind of text, is measured in docs/token-estimate.md.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterable
 
@@ -35,6 +36,8 @@ for _first, _last, _weight in (
 ):
     _TABLE[_first : _last + 1] = bytes([_weight]) * (_last - _first + 1)
 _WEIGHTS = bytes(_TABLE)
+_CHUNK = 65_520 // max(_WEIGHTS)  # bytes whose weights cannot come to 65,521
+_FEW = 64
 
 _TURNS = 32
 _FULL_TURN = 200  # tokens from which a turn's ratio counts fully; a shorter turn's says less
@@ -47,7 +50,12 @@ _OFTEN = 8  # turns after which a factor is worked out anew only every so many
 
 def estimate_tokens(text: str) -> float:
     """About how many tokens the text has. Pieces of a text come to exactly what the whole does, wherever it is cut."""
-    return sum(text.encode("utf-8", "surrogatepass").translate(_WEIGHTS)) / _UNIT
+    weights = text.encode("utf-8", "surrogatepass").translate(_WEIGHTS)
+    if len(weights) <= _FEW:
+        return sum(weights) / _UNIT
+    # The low half of an Adler-32 is the sum of the bytes plus one, modulo 65,521: ten times as fast as `sum`.
+    sums = (zlib.adler32(weights[at : at + _CHUNK]) & 0xFFFF for at in range(0, len(weights), _CHUNK))
+    return sum(one - 1 for one in sums) / _UNIT
 
 
 class Calibration:
