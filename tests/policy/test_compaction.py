@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness import run_virtual
 from tests.policy.test_context import Served, conversation, shortened, turn
 from treadle import (
     Agent,
@@ -78,6 +79,15 @@ class TestLocalSummary:
         calls = (ToolCall("a", "look", json.dumps(value)), ToolCall("b", "look", deep), ToolCall("c", "look", '{"x": "\\ud83d"}'))
         results = [ToolMessage(call.id, "look", "r") for call in calls]
         assert len(summed_up([AssistantMessage(calls), *results])) <= 2_000
+
+    def test_each_call_has_its_own_result_though_ids_come_again(self) -> None:
+        """Ids are unique within a turn; many servers begin anew with each."""
+        messages: list[Message] = []
+        for n in range(3):
+            call = ToolCall("call_0", "look", f'{{"n": {n}}}')
+            messages += [AssistantMessage((call,)), ToolMessage("call_0", "look", f"saw {n}", is_error=n == 1)]
+        text = summed_up(messages)
+        assert [f"look(n={n}) -> {'failed: ' if n == 1 else ''}saw {n}" in text for n in range(3)] == [True] * 3
 
     def test_half_a_surrogate_pair_of_a_models_arguments_can_be_saved(self) -> None:
         call = ToolCall("a", "look", '{"x": "\\ud83d"}')
@@ -154,9 +164,12 @@ class TestModelSummary:
                 await asyncio.sleep(3_600)
                 yield ()
 
-        summary = asyncio.run(ModelSummary(Silent(None), max_s=0.05)(MESSAGES, room()))
+        async def main() -> tuple[Summary | None, float]:
+            return await ModelSummary(Silent(None))(MESSAGES, room()), asyncio.get_running_loop().time()
+
+        summary, took_s = run_virtual(main())
         assert summary is not None
-        assert summary.how == "local_summary"
+        assert (summary.how, took_s) == ("local_summary", pytest.approx(120, abs=1))
 
     @pytest.mark.parametrize(
         "text", ["word " * 40_000, "汉字" * 20_000, "0123456789" * 4_000], ids=["words", "chinese", "digits"]

@@ -80,7 +80,7 @@ async def local_summary(dropped: Sequence[Message], room: Room) -> Summary | Non
     """What was asked, what was called with which outcome, and what was said last, in extracts. No model is called."""
     asked = [_asked(m) for m in dropped if isinstance(m, UserMessage) and m.origin == "user"]
     earlier = [m.content for m in dropped if isinstance(m, UserMessage) and m.origin == "summary"]
-    calls = list(_calls(dropped))
+    calls = list(_calls(dropped))[::-1]
     said = [m.text.strip() for m in dropped if isinstance(m, AssistantMessage) and m.text.strip()]
     part = max(200, room.max_chars // 3)
     parts: list[str] = []
@@ -199,13 +199,16 @@ class ModelSummary:
 
 
 def _calls(messages: Sequence[Message]) -> Iterator[str]:
-    results = {m.call_id: m for m in messages if isinstance(m, ToolMessage)}
-    for message in messages:
-        if isinstance(message, AssistantMessage):
-            for call in message.calls:
+    results: dict[str, ToolMessage] = {}
+    for message in reversed(messages):  # an id may come again in another turn: the results next to a call are its own
+        if isinstance(message, ToolMessage):
+            results[message.call_id] = message
+        elif isinstance(message, AssistantMessage):
+            for call in reversed(message.calls):
                 result = results.get(call.id)
                 outcome = "" if result is None else f" -> {'failed: ' if result.is_error else ''}{_line(result.content, 160)}"
                 yield f"{call.name}({_arguments(call.arguments)}){outcome}"
+            results.clear()
 
 
 def _arguments(text: str) -> str:
